@@ -72,6 +72,7 @@ UNUSED = [
   ('files.txt', b'train/good/0.png\ntrain/good/1.png\n', 'list of images'),
   ('labels.csv', b'image,label\r\n0.png,good\r\n', 'labels of a table'),
   ('names.csv', b'image\r\n0.png\r\n', 'list of images'),
+  ('scores.csv', b'image,label,score\r\n0.png,OK,1.5\r\n', 'list of images'),
   ('log.csv', b'time,label\r\n12:00,OK\r\n', 'neither an image nor a label file (.csv)'),
   ('bolts.zip', b'PK', 'archive that is not unpacked (.zip)'),
   ('shard-000.tar', b'x', 'archive that is not unpacked (.tar)'),

@@ -18,12 +18,14 @@ TABLE = 'a table'
 MASK = 'mask that lies outside of the folder'
 _OF_IMAGES = (TABLE, 'Hugging Face', 'WebDataset')  # Their labels are about whole images.
 
-_MAX_OPENED_FILES = 8  # More files with one suffix in a folder are taken for those of one tool.
-_MAX_FILES_ABOVE = 20  # Files with one suffix that are searched for names of images elsewhere.
-_MAX_FOLDERS_ABOVE = 50  # Folders beside the one of images that are considered.
-_MAX_FOLDERS_AROUND = 200  # Folders that are searched.
+_MAX_OPENED_FILES = (
+  8  # Among more files of a suffix in a folder, all are taken for those of one tool.
+)
+_MAX_FILES_ABOVE = 20  # Files of a suffix in a folder that are searched for names of images.
+_MAX_FOLDERS_ABOVE = 50  # Folders beside that of the images that are considered.
+_MAX_FOLDERS_AROUND = 200  # Folders around that of the images that are searched for labels.
 _NUM_LEVELS_ABOVE = 2  # As for the images in images/train/ and the labels in labels/train/.
-_MAX_FILES_BESIDE = 1000  # Files of such a folder that may be images.
+_MAX_FILES_BESIDE = 1000  # Files below a folder among which an image is searched for.
 _MIN_BYTES = 3  # Labels of an image without a defect may be empty, or '[]'.
 _MAX_BYTES = 1 << 28  # Larger files are not searched.
 _MAX_SEARCHED_BYTES = 1 << 25  # Beginning of a file that is searched for names of images.
@@ -31,9 +33,9 @@ _MAX_SEARCHED_BYTES = 1 << 25  # Beginning of a file that is searched for names 
 _IMAGE_SUFFIX = rb'\.(?:%s)' % '|'.join(suffix[1:] for suffix in scanning.SUFFIXES).encode()
 # A line, possibly after a header, whose first field is an image.
 _LIST_PATTERN = rb'(?i)\A([^\n]*\n)?["\']?[^\s,;"\']+%s(["\'\s,;]|\Z)' % _IMAGE_SUFFIX
-# A header with a column of labels above a line that names an image.
+# A header with a column of labels, but none of scores, above a line that names an image.
 _TABLE_PATTERN = (
-  rb'(?i)\A[^\n]*\b(label|class|category|defect|anomaly|target|choice|encodedpixels|%s)s?'
+  rb'(?i)\A(?![^\n]*score)[^\n]*\b(label|class|category|defect|anomaly|target|choice|encodedpixels|%s)s?'
   rb'(\b|_?(id|name|type)\b)[^\n]*\n[^\n]*%s\b'
   % ('|'.join(scanning.NORMAL_FOLDER_NAMES).encode(), _IMAGE_SUFFIX)
 )

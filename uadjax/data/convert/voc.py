@@ -117,7 +117,7 @@ def _find_root(source: Path) -> Path:
 
 
 def _find_files(root: Path, has_image_sets: bool) -> _VocFiles:
-  # SegmentationObject and, of labelme, SegmentationClassVisualization are no photographs either.
+  # SegmentationObject and, of labelme, SegmentationClassVisualization are not photographs either.
   images = ImageIndex(root, ignored_folders='segmentation')
   masks = [
     path

@@ -32,7 +32,7 @@ def read_splits(directory: Path) -> scanning.SplitsAndProblems:
       folders.append(mask_folder)
     train += scanning.image_records(folder, GOOD, folders)
   issues = [*scanning.folders_without_kind(scanning.folders_in(directory))]
-  issues += scanning.images_like_masks(mask_folders)
+  issues += scanning.photographs_in_mask_folders(mask_folders)
   if train:
     return Splits((*train, *tree.validation_records(directory, _VALIDATION)), test), issues
   names = ' or '.join(scanning.NORMAL_FOLDER_NAMES)

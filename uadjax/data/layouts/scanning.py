@@ -161,12 +161,12 @@ def exporting_tool(file_name: str) -> str:
 
 
 def is_no_kind(folder_name: str) -> bool:
-  """Return whether no defect is called so, as for a date or the word 'images'."""
+  """Return whether a folder's name is not that of a type of defect, such as a date or 'images'."""
   return any(pattern.fullmatch(folder_name) for pattern in (_DATE, _CONTENT))
 
 
 def folders_without_kind(folders: Iterable[Path]) -> Iterator[Problem]:
-  """Yield an error if folders of images have names that no type of defect has."""
+  """Yield an error if there are folders of images whose names are not those of types of defects."""
   unnamed = [folder for folder in folders if is_no_kind(folder.name) and files_in(folder)]
   if unnamed:
     others = f' and {len(unnamed) - 1} more folders are' if len(unnamed) > 1 else ' is'
@@ -175,10 +175,10 @@ def folders_without_kind(folders: Iterable[Path]) -> Iterator[Problem]:
     yield problems.error('unnamed type of defect', unnamed[0], f'{message}; {hint}.')
 
 
-def images_like_masks(mask_folders: Iterable[Path]) -> Iterator[Problem]:
-  """Yield an error for each folder of masks whose name may be a defect's and that has photographs.
+def photographs_in_mask_folders(mask_folders: Iterable[Path]) -> Iterator[Problem]:
+  """Yield an error for each folder that is named after masks, but contains photographs.
 
-  Labels of bottles, for example, have defects, too.
+  They may show a type of defect: the labels of bottles, for example, have defects, too.
   """
   for folder in mask_folders:
     paths = find_files(folder)[:_NUM_OPENED_PAIRS] if _AMBIGUOUS.fullmatch(folder.name) else []

@@ -90,7 +90,9 @@ def read_splits(tree: Tree, directory: Path) -> scanning.SplitsAndProblems:
     folders = _find_folders(directory, tree.test.removesuffix(_NESTED))
     kinds = [folder.path for folder in folders if folder.path.name == folder.kind]
     issues += scanning.folders_without_kind(kinds)
-    issues += scanning.images_like_masks([f for f in kinds if scanning.is_mask_folder(f.name)])
+    issues += scanning.photographs_in_mask_folders(
+      [f for f in kinds if scanning.is_mask_folder(f.name)]
+    )
   issues += _masks_without_image(directory, tree, test)
   return Splits((*train, *validation_records(directory, tree)), tuple(test)), issues
 
