@@ -80,9 +80,10 @@ def inspect_image(path: Path, on_image: ImageFunction | None = None) -> Inspecti
     on_image(path, image)
   height, width = image.shape[:2]
   # The shape is included because images of a single color may differ in nothing else.
-  content = f'{height} {width} '.encode() + image.tobytes()
-  digest, fingerprint = hashlib.sha256(content).digest(), near_duplicates.fingerprint(image)
-  return Inspection((height, width), digest, fingerprint)
+  content_hash = hashlib.sha256(f'{height} {width} '.encode())
+  content_hash.update(image.data)  # Without a copy of a large image.
+  fingerprint = near_duplicates.fingerprint(image)
+  return Inspection((height, width), content_hash.digest(), fingerprint)
 
 
 def inspect_mask(path: Path, reading: str) -> Inspection:
