@@ -409,3 +409,10 @@ def test_photographs_in_a_folder_named_like_masks_are_refused(tmp_path):
       for i in range(3):
         mask(root / prefix / name / f'{i}.png', 255)
       assert not [p for p in layouts.scan(root).problems if 'folder of masks' in p.kind]
+
+
+def test_a_dataset_named_after_defects_is_a_warning(tmp_path):
+  for name in ('NG', 'bad', 'Defects', 'good', 'bolts'):
+    photograph(tmp_path / name / '0.png')
+    kinds = [problem.kind for problem in layouts.scan(tmp_path / name).problems]
+    assert ('defects in training' in kinds) == (name not in ('good', 'bolts')), name

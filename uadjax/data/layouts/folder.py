@@ -33,6 +33,10 @@ def read_splits(directory: Path) -> scanning.SplitsAndProblems:
     train += scanning.image_records(folder, GOOD, folders)
   issues = [*scanning.folders_without_kind(scanning.folders_in(directory))]
   issues += scanning.photographs_in_mask_folders(mask_folders)
+  if scanning.is_defective(directory.absolute().name) and scanning.files_in(directory):
+    message = f'{directory} is named after defects, but its images count as good'
+    hint = 'name a folder of good images, or the folder above'
+    issues.append(problems.warning('defects in training', directory, f'{message}; {hint}.'))
   if train:
     return Splits((*train, *tree.validation_records(directory, _VALIDATION)), test), issues
   names = ' or '.join(scanning.NORMAL_FOLDER_NAMES)
