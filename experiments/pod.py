@@ -32,10 +32,15 @@ _SKETCH_DIM, _NUM_CANDIDATES, _MAX_NEW_CENTERS = 64, 4096, 1024
 _PRODUCTS_PER_FLOAT32 = 6
 
 
+def float32_flops_per_s(flags: argparse.Namespace) -> float:
+  """Return the operations per second of a chip in full float32 precision, as uadjax computes."""
+  return flags.tflops * 1e12 * flags.share / _PRODUCTS_PER_FLOAT32
+
+
 def batch_rows(flags: argparse.Namespace) -> list[list[Any]]:
   """Return table rows with the milliseconds to compute a batch and to communicate for it."""
   c, b = flags.chips, flags.batch
-  flops_per_s, bytes_per_s = flags.tflops * 1e12 * flags.share, flags.gbytes * 1e9
+  flops_per_s, bytes_per_s = float32_flops_per_s(flags), flags.gbytes * 1e9
   p, d = _PADIM_SHAPE
   rows = [
     ['PaDiM: update', b * _FEATURE_FLOPS, 'b p d 4', b * p * d * 4],
@@ -43,7 +48,7 @@ def batch_rows(flags: argparse.Namespace) -> list[list[Any]]:
     ['STFPM: training step', b * _STEP_FLOPS, 'gradients', _GRADIENT_BYTES],
   ]
   p, d = _PATCHCORE_SHAPE
-  search_flops = 2 * b * c * p * d * flags.rows / c * _PRODUCTS_PER_FLOAT32
+  search_flops = 2 * b * c * p * d * flags.rows / c
   rows += [
     [
       'PatchCore: score, bank sharded',
@@ -68,12 +73,12 @@ def coreset_rows(flags: argparse.Namespace) -> list[list[Any]]:
   candidates.
   """
   c, rows = flags.chips, []
-  flops_per_s, bytes_per_s = flags.tflops * 1e12 * flags.share, flags.gbytes * 1e9
+  flops_per_s, bytes_per_s = float32_flops_per_s(flags), flags.gbytes * 1e9
   _, d = _PATCHCORE_SHAPE
   numbers_per_point = d + _SKETCH_DIM + 3
   for n, share in ((214_016, 0.1), (7_000_000, 0.01), (7_000_000, 0.1)):
     k = share * n
-    measure_s = 2 * n / c * k * _SKETCH_DIM * _PRODUCTS_PER_FLOAT32 / flops_per_s
+    measure_s = 2 * n / c * k * _SKETCH_DIM / flops_per_s
     # For each center, distances to all candidates are updated, which reads these from memory.
     select_s = k * (
       _NUM_CANDIDATES * numbers_per_point * 4 / (flags.hbm * 1e9) + flags.step_us * 1e-6

@@ -16,13 +16,17 @@ import time
 from typing import Any
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-os.environ['JAX_PLATFORMS'] = 'cpu'
+# Only laws marked `accelerator` can run on another device; experiments/gpu.py sets it. JAX fails
+# where that device is missing, and never takes the CPU instead.
+TEST_DEVICE = os.environ.get('UADJAX_TEST_DEVICE', 'cpu')
+os.environ['JAX_PLATFORMS'] = {'cpu': 'cpu', 'gpu': 'cuda,cpu', 'tpu': 'tpu,cpu'}[TEST_DEVICE]
 # All cores are busy with test workers, so splitting a compilation over threads does not help. Most
 # programs run a few times on small arrays: optimizing them takes longer than it saves. The nightly
 # job sets XLA_FLAGS itself, so that all laws are also tested on optimized programs.
-os.environ.setdefault(
-  'XLA_FLAGS', '--xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=0'
-)
+if TEST_DEVICE == 'cpu':
+  os.environ.setdefault(
+    'XLA_FLAGS', '--xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=0'
+  )
 # All workers, and the processes that they start, share compiled programs.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   COMPILED = tempfile.TemporaryDirectory(prefix='uadjax-compiled-')

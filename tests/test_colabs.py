@@ -26,7 +26,7 @@ SMALL = {
     'ROOT': '', 'CATEGORIES': 'objects', 'DETECTORS': ['padim'], 'SEEDS': [3],
     'SETTINGS': [f'--config.{key}={value}' for key, value in TINY.items()],
   },
-  'accelerators': {'CATEGORY': 'steel', 'STEPS': 3, 'BATCH': 4, 'SETTINGS': TINY},
+  'accelerators': {'CLONE': str(FOLDER.parent), 'DEVICE': 'cpu', 'ROOT': '', 'MINUTES': 30},
 }  # fmt: skip
 
 

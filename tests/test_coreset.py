@@ -104,6 +104,7 @@ def clusters(n, d, seed=0):
   return (centers[random.integers(0, 12, n)] + random.normal(size=(n, d))).astype(np.float32)
 
 
+@pytest.mark.accelerator
 # Each shape is compiled.
 @pytest.mark.parametrize(
   ('n', 'd'),
@@ -128,6 +129,7 @@ def test_a_common_offset_changes_no_pick(make):
   check(make(200, 20) + np.float32(1000), 90)
 
 
+@pytest.mark.accelerator
 @hypothesis.settings(max_examples=10)
 @hypothesis.given(st.sampled_from([3, 12]), st.integers(1, 3), st.integers(0, 2**32))
 def test_whole_numbers_are_selected_without_error(d, largest, seed):

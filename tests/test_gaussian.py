@@ -61,6 +61,7 @@ def assert_close(a, b, rtol=1e-4):
     np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * (1e-6 + float(np.abs(y).max())))
 
 
+@pytest.mark.accelerator
 def test_moments_are_numpys():
   x = vectors(9)
   moments = fit(x)
@@ -141,6 +142,7 @@ def test_covariances_far_from_the_origin_keep_three_digits():
       assert (off <= 1e-3 * scale).all(), (size, at)
 
 
+@pytest.mark.accelerator
 def test_whiten_is_a_triangular_root_of_the_inverse():
   """Also of more than one block of LAPACK's, cut where halves are not equal."""
   for n, d, ridge, left_out in (
@@ -157,6 +159,7 @@ def test_whiten_is_a_triangular_root_of_the_inverse():
       np.testing.assert_allclose(got, want, rtol=2e-3, atol=atol, err_msg=f'{n=} {d=} {ridge=}')
 
 
+@pytest.mark.accelerator
 def test_mahalanobis_is_the_definition():
   x, new = vectors(12), vectors(5, seed=1)
   moments = fit(x)
@@ -178,6 +181,7 @@ def test_bands_say_what_the_squares_say():
     np.testing.assert_allclose(got, mahalanobis(x, mean, whiten), rtol=1e-5, err_msg=f'{d}')
 
 
+@pytest.mark.accelerator
 def test_left_out_distance_is_that_of_refitting():
   for n, d, ridge in ((3, 4, 0.01), (12, 4, 0.0), (12, 4, 0.01), (12, 20, 0.01), (40, 20, 0.01)):
     x = vectors(n, d=d)

@@ -23,6 +23,7 @@ def nearly_constant_maps():
   return maps
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize('make', [anomaly_maps, constant_maps, nearly_constant_maps])
 @pytest.mark.parametrize(('share', 'num_pixels'), [(0.003, 1), (0.01, 5), (0.25, 124), (1, 494)])
 def test_the_score_is_the_mean_of_the_largest_share_of_every_fourth_pixel(share, num_pixels, make):

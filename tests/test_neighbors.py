@@ -39,6 +39,7 @@ def normal(n, d, seed=0, offset=0.0):
   return (np.random.default_rng(seed).normal(size=(n, d)) + offset).astype(np.float32)
 
 
+@pytest.mark.accelerator
 @hypothesis.settings(max_examples=12)  # Each shape, k and budget is compiled.
 @hypothesis.given(SHAPES, st.sampled_from([1, 9]), BUDGETS, st.integers(0, 2**32))
 def test_whole_numbers_are_searched_without_error(shape, k, budget, seed):
@@ -54,6 +55,7 @@ def test_whole_numbers_are_searched_without_error(shape, k, budget, seed):
   np.testing.assert_allclose(got.distance, distance, rtol=1e-6)
 
 
+@pytest.mark.accelerator
 @hypothesis.given(
   st.sampled_from([1, 9]), st.floats(-6, 6), st.floats(-4, 4), st.integers(0, 2**32)
 )
@@ -171,6 +173,7 @@ def test_far_clusters_keep_exact_distances():
   assert (true**2 <= best**2 + 1e-6 * norms).all()
 
 
+@pytest.mark.accelerator
 def test_what_the_product_misorders_is_mended():
   """Rows that differ by a hundredth of their norms: the product alone errs in some 4 % of them."""
   random = np.random.default_rng(0)
@@ -229,9 +232,12 @@ def test_any_number_of_queries_can_be_exported():
   np.testing.assert_array_equal(got[1], jax.jit(neighbors.nearest)(queries, bank).row)
 
 
-def test_recall_of_the_approximate_search_is_whole_on_a_cpu():
+@pytest.mark.accelerator
+def test_the_approximate_search_misses_few_rows_and_on_a_cpu_none(record_property):
   prepared = neighbors.build_index(jnp.asarray(normal(700, 5)))
-  assert neighbors.measure_recall(jnp.asarray(normal(20, 5, 1)), prepared, 3) == 1.0
+  recall = neighbors.measure_recall(jnp.asarray(normal(20, 5, 1)), prepared, 3)
+  record_property('recall of the approximate search', recall)
+  assert recall >= (1.0 if jax.default_backend() == 'cpu' else 0.9)
 
 
 @pytest.mark.parametrize('budget', [3000, 2**22])

@@ -112,6 +112,7 @@ def assert_same(a, b, rtol=1e-4):
     np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * float(np.abs(y).max()))
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize(
   ('projection', 'enlarge', 'slow'),
   [

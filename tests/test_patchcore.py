@@ -190,6 +190,7 @@ def test_more_channels_than_there_are_change_nothing(embeddings, variables):
   assert jax.eval_shape(embed, variables, batch(1)).shape == (1, GRID, GRID, 192)
 
 
+@pytest.mark.accelerator
 def test_score_is_that_of_the_paper(score, fitted, kept, variables):
   pixels = images(3, seed=9)
   assert len(kept['embeddings']) == round(0.1 * 6 * GRID**2)

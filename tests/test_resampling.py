@@ -3,6 +3,7 @@ import math
 import jax
 from jax import numpy as jnp
 import numpy as np
+import pytest
 from scipy import ndimage
 
 from uadjax.numerics import resampling
@@ -26,6 +27,7 @@ def slow_bilinear(x, height, width):
   return out
 
 
+@pytest.mark.accelerator
 def test_enlarge_is_bilinear():
   for before, after in (((3, 5), (24, 40)), ((1, 4), (7, 9)), ((6, 6), (6, 6))):
     x = np.random.default_rng(0).random((2, *before), np.float32)
@@ -58,6 +60,7 @@ def test_blur_is_scipys():
     np.testing.assert_allclose(got, want, rtol=1e-5, err_msg=f'{size} {sigma}')
 
 
+@pytest.mark.accelerator
 def test_enlarge_blurs_what_it_has_enlarged():
   x = np.random.default_rng(3).random((2, 4, 5), np.float32)
   got = enlarge(jnp.asarray(x), 32, 20, 4.0)

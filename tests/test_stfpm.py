@@ -81,6 +81,7 @@ def slow_distance(t, s):
   return out
 
 
+@pytest.mark.accelerator
 def test_score_is_the_product_of_stage_distances(detector, state):
   pixels = images(2)
   teacher, student = features(state.teacher, pixels), features(state.student, pixels)
@@ -94,6 +95,7 @@ def test_score_is_the_product_of_stage_distances(detector, state):
   np.testing.assert_allclose(scores.image, want.max((1, 2)), rtol=1e-4)
 
 
+@pytest.mark.accelerator
 def test_loss_is_the_mean_distance_summed_over_stages(detector, state):
   held_out = batch(3)
   teacher = features(state.teacher, held_out.image)

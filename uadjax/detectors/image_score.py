@@ -74,11 +74,16 @@ def _mean_of_largest(x: Float[Array, 'b n'], num_largest: int) -> Float[Array, '
   Sums and comparisons exist in every runtime; TensorFlow Lite has no top-k of JAX.
   """
   low, high = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
-  # Products with a column of ones are sums that keep the axis, in one operation of any graph.
-  ones = jnp.ones((x.shape[1], 1), x.dtype)
   for _ in range(_NUM_BISECTIONS):
     middle = 0.5 * (low + high)
-    is_too_low = (x > middle).astype(x.dtype) @ ones > num_largest
+    is_too_low = _sum_rows((x > middle).astype(x.dtype)) > num_largest
     low, high = jnp.where(is_too_low, middle, low), jnp.where(is_too_low, high, middle)
-  excess = jnp.matmul(jnp.maximum(x - high, 0), ones, precision=jax.lax.Precision.HIGHEST)
-  return (high + excess / num_largest)[:, 0]
+  return (high + _sum_rows(jnp.maximum(x - high, 0)) / num_largest)[:, 0]
+
+
+def _sum_rows(x: Float[Array, 'b n']) -> Float[Array, 'b 1']:
+  """Return the sum of each row.
+
+  The product with a column of ones keeps the axis, in one operation of any graph.
+  """
+  return jnp.matmul(x, jnp.ones((x.shape[1], 1), x.dtype), precision=jax.lax.Precision.HIGHEST)
