@@ -18,19 +18,20 @@ so. On a CPU the default is --size=small, which tests the script and measures no
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+import functools
 import importlib.metadata
 import json
 import os
 from pathlib import Path
 import platform
 import re
-import statistics
 import subprocess
 import sys
 import time
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+from inference_speed import median_milliseconds
 import subprocess_runs
 
 from uadjax.data import demo
@@ -50,11 +51,9 @@ _CONFIGS = {
 _PLATFORMS = {'cpu': 'cpu', 'gpu': 'cuda,cpu', 'tpu': 'tpu,cpu'}
 _EMBEDDED = 'embedded'  # Value of backbone.weights.
 _BATCH_SIZES = 1, 8, 32
-_NUM_CALLS, _NUM_WARM_UP_CALLS = 20, 3
 _NUM_COMPARED = 8  # Test images whose scores are compared with the CPU's.
 _MIN_SECONDS = 20  # No step succeeds in less on an accelerator.
 _LAST_LINES = 8
-_SMALL_IMAGES = {'size': 64, 'train': 12, 'test_good': 2, 'test_defect': 2}
 _SMALL_FLAGS = {
   'STFPM': ('--config.fit.steps=3', '--config.fit.batch_size=4'),
 }
@@ -206,8 +205,8 @@ def time_model(device: str, model_folder: str, image_folder: str) -> StepResult:
     run(images)
     batches[size] = {
       'first_call_s': time.perf_counter() - start_time,
-      'call_ms': _median_milliseconds(lambda images=images: run(images)),
-      'device_ms': _median_milliseconds(
+      'call_ms': median_milliseconds(lambda images=images: run(images)),
+      'device_ms': median_milliseconds(
         lambda images=on_device: jax.block_until_ready(model.score(fitted, images))
       ),
     }
@@ -229,15 +228,6 @@ def _largest_difference(actual: Any, expected: Any) -> float:
   from uadjax.export import verify
 
   return float(verify.relative_excess(actual, expected, expected).max())
-
-
-def _median_milliseconds(call: Callable[[], object]) -> float:
-  seconds = []
-  for _ in range(_NUM_WARM_UP_CALLS + _NUM_CALLS):
-    start_time = time.perf_counter()
-    call()
-    seconds.append(time.perf_counter() - start_time)
-  return 1e3 * statistics.median(seconds[_NUM_WARM_UP_CALLS:])
 
 
 # By name, functions for `measure` of text arguments.
@@ -273,7 +263,9 @@ def run_laws(options: Options, seconds: float) -> StepResult:
   report, log = options.out / 'laws.xml', options.out / 'laws.log'
   # Warnings of a new driver must not hide whether a law holds.
   flags = ['-m', 'accelerator', '-v', '-W', 'default', '-p', 'no:cacheprovider', '--color=no']
-  command = [sys.executable, '-m', 'pytest', *flags, f'--junitxml={report}', 'tests']
+  # Of the formats of reports, only this one has the statements of tests.
+  flags += [f'--junitxml={report}', '-o', 'junit_family=xunit1']
+  command = [sys.executable, '-m', 'pytest', *flags, 'tests']
   report.unlink(missing_ok=True)
   with log.open('w') as file:
     try:
@@ -314,8 +306,11 @@ def dataset_root(options: Options, seconds: float) -> Path:
     return options.root
   root = options.out / 'demo'
   if seconds > 0 and not (root / options.category).is_dir():
-    sizes = _SMALL_IMAGES if options.size == 'small' else {}
-    demo.write_dataset(root, categories=[options.category], **sizes)
+    draw = functools.partial(demo.write_dataset, root, categories=[options.category])
+    if options.size == 'small':
+      draw(size=64, train=12, test_good=2, test_defect=2)
+    else:
+      draw()
   return root
 
 
@@ -353,7 +348,7 @@ def run_steps(steps: Sequence[Step], record: StepResult, path: Path, end_time: f
       outcome = {'status': 'skipped', 'note': 'no time left'}
     else:
       try:
-        outcome = {'status': 'done', 'result': step.run(seconds)}
+        outcome: StepResult = {'status': 'done', 'result': step.run(seconds)}
       except StepError as error:
         outcome = {'status': 'failed', 'note': str(error)}
       outcome['seconds'] = round(time.monotonic() - start_time, 1)
@@ -392,7 +387,7 @@ def _cell(value: float | None, digits: int) -> str:
 def _notes(record: StepResult, done: Mapping[str, StepResult]) -> list[str]:
   """Return the lines below the table."""
   lines = [
-    f'Batches: median of {_NUM_CALLS} calls, from pixels to maps in host memory. vs CPU: largest '
+    'Batches: median of calls from pixels to maps, both in host memory. vs CPU: largest '
     f'relative difference of a score from the CPU\'s, on {_NUM_COMPARED} test images.',
     f'{record["dataset"]}; {record["weights"]}; size {record["size"]}.',
   ]  # fmt: skip
