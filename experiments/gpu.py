@@ -274,7 +274,7 @@ def run_laws(options: Options, seconds: float) -> StepResult:
         timeout=seconds,
       )  # fmt: skip
     except subprocess.TimeoutExpired:
-      raise StepError(f'stopped after {seconds:.0f} s: {_count_outcomes(log)}') from None
+      raise StepError(f'stopped after {seconds:.0f} s: {_describe_log(log)}') from None
   if not report.exists() or not (laws := read_laws(report))['passed'] + len(laws['failed']):
     raise StepError('\n'.join(log.read_text().splitlines()[-_LAST_LINES:]))
   return laws
@@ -287,7 +287,7 @@ def read_laws(report: Path) -> StepResult:
     name = f'{case.get("classname", "").rpartition(".")[2]}::{case.get("name")}'
     problem = next((x for x in case if x.tag in ('failure', 'error')), None)
     if problem is not None:
-      laws['failed'][name] = problem.get('message', '')[:500]
+      laws['failed'][name] = problem.get('message', '').partition('\n')[0][:500]
     else:
       laws['skipped' if case.find('skipped') is not None else 'passed'] += 1
     for statement in case.iter('property'):
@@ -295,9 +295,11 @@ def read_laws(report: Path) -> StepResult:
   return laws
 
 
-def _count_outcomes(log: Path) -> str:
-  outcomes = re.findall(r' (PASSED|FAILED)\b', log.read_text())
-  return f'{outcomes.count("PASSED")} passed, {outcomes.count("FAILED")} failed'
+def _describe_log(log: Path) -> str:
+  """Return what a log of pytest says, of a run that was stopped."""
+  outcomes = re.findall(r'^(\S+) (PASSED|FAILED|ERROR)\b', log.read_text(), re.MULTILINE)
+  failures = [name.rpartition('/')[2] for name, outcome in outcomes if outcome != 'PASSED']
+  return ', '.join([f'{len(outcomes) - len(failures)} passed, {len(failures)} failed', *failures])
 
 
 def dataset_root(options: Options, seconds: float) -> Path:
@@ -327,7 +329,8 @@ def all_steps(root: Path, options: Options) -> list[Step]:
       Step(f'fit {label}', lambda s, label=label: fit(label, root, options, s)),
       Step(f'speed {label}', lambda s, a=arguments: measure('speed', a, options, s)),
     ]
-  laws = Step('laws', lambda s: run_laws(options, s))
+  # Half of the time remains for the other detectors.
+  laws = Step('laws', lambda s: run_laws(options, s / 2))
   return [*steps[:3], laws, *steps[3:]]
 
 
@@ -393,7 +396,7 @@ def _notes(record: StepResult, done: Mapping[str, StepResult]) -> list[str]:
   ]  # fmt: skip
   if laws := done.get('laws'):
     counts = f'{laws["passed"]} passed, {len(laws["failed"])} failed, {laws["skipped"]} skipped'
-    failures = [f'- {name}: {text.splitlines()[0]}' for name, text in laws['failed'].items()]
+    failures = [f'- {name}: {message}' for name, message in laws['failed'].items()]
     statements = [f'- {name}: {text}' for name, text in laws['statements'].items()]
     lines.append('\n'.join([f'Laws: {counts}.', *failures, *statements]))
   problems = [

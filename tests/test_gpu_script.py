@@ -112,6 +112,14 @@ def test_laws_are_counted_and_their_failures_and_statements_named(tmp_path):
   }
 
 
+def test_of_laws_that_were_stopped_the_finished_ones_are_named(tmp_path):
+  log = tmp_path / 'laws.log'
+  log.write_text(
+    'tests/a.py::test_x[1] PASSED [ 1%]\ntests/a.py::test_y FAILED [ 2%]\ntests/a.py::test_z '
+  )
+  assert gpu._describe_log(log) == '1 passed, 1 failed, a.py::test_y'
+
+
 @pytest.mark.slow
 def test_on_a_cpu_it_runs_at_small_sizes(tmp_path):
   command = [sys.executable, str(SCRIPT), '--device=cpu', f'--out={tmp_path}', '--minutes=30']
