@@ -356,10 +356,12 @@ def test_scores_are_those_of_the_cpu_and_of_float64(
 ):
   model = opened(trained(name))
   scores = scores_on(model, device, images)
-  record_property('difference from the CPU', difference(scores, scores_on(model, cpu, images)))
-  record_property('difference from float64', difference(scores, slow_scores(model, images)))
-  assert difference(scores, scores_on(model, cpu, images)) < SCORE_TOLERANCE
-  assert difference(scores, slow_scores(model, images)) < SCORE_TOLERANCE
+  for name, want in (
+    ('the CPU', scores_on(model, cpu, images)),
+    ('float64', slow_scores(model, images)),
+  ):
+    record_property(f'difference from {name}', f'{difference(scores, want):.1e}')
+    assert difference(scores, want) < SCORE_TOLERANCE
 
 
 @pytest.mark.slow
@@ -375,7 +377,7 @@ def test_rounded_factors_of_convolutions_would_be_noticed_in_scores(
 
   monkeypatch.setattr(convolution, 'conv', rounded_conv)
   scores = scores_on(model_dir.load(trained(name) / 'model'), cpu, images)
-  record_property('difference', difference(scores, exact))
+  record_property('difference', f'{difference(scores, exact):.1e}')
   assert difference(scores, exact) > 2 * SCORE_TOLERANCE
 
 

@@ -107,8 +107,8 @@ def test_laws_are_counted_and_their_failures_and_statements_named(tmp_path):
   assert gpu.read_laws(report) == {
     'passed': 1,
     'skipped': 1,
-    'failed': {'test_a::test_fails': 'x < y'},
-    'statements': {'test_a::test_holds: equal': '9 of 10'},
+    'failed': {'fails': 'x < y'},
+    'statements': {'holds: equal': '9 of 10'},
   }
 
 
