@@ -35,6 +35,7 @@ from inference_speed import median_milliseconds
 import subprocess_runs
 
 from uadjax.data import demo
+from uadjax.errors import UserError
 from uadjax.sweep import results, tables
 from uadjax.system import files
 
@@ -47,7 +48,7 @@ _CONFIGS = {
   'STFPM': 'stfpm.py',
   'PatchCore 0.1': 'patchcore.py:ten',
 }
-# As JAX names them. Without the accelerator JAX then fails instead of computing on the CPU.
+# The default device is the first; the CPU remains for comparisons.
 _PLATFORMS = {'cpu': 'cpu', 'gpu': 'cuda,cpu', 'tpu': 'tpu,cpu'}
 _EMBEDDED = 'embedded'  # Value of backbone.weights.
 _BATCH_SIZES = 1, 8, 32
@@ -467,6 +468,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == '__main__':
   if sys.argv[1:2] == ['--measure']:  # In a process that `measure` starts.
-    print(json.dumps(_MEASUREMENTS[sys.argv[2]](*sys.argv[3:])))
+    try:
+      print(json.dumps(_MEASUREMENTS[sys.argv[2]](*sys.argv[3:])))
+    except UserError as error:
+      sys.exit(str(error))
   else:
     main()

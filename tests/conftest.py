@@ -16,8 +16,7 @@ import time
 from typing import Any
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-# Only laws marked `accelerator` can run on another device; experiments/gpu.py sets it. JAX fails
-# where that device is missing, and never takes the CPU instead.
+# Only laws marked `accelerator` can run on another device; experiments/gpu.py sets it.
 TEST_DEVICE = os.environ.get('UADJAX_TEST_DEVICE', 'cpu')
 os.environ['JAX_PLATFORMS'] = {'cpu': 'cpu', 'gpu': 'cuda,cpu', 'tpu': 'tpu,cpu'}[TEST_DEVICE]
 # All cores are busy with test workers, so splitting a compilation over threads does not help. Most
@@ -51,6 +50,8 @@ import small_runs
 
 from uadjax import create_model
 from uadjax.data import demo
+from uadjax.distributed import mesh
+from uadjax.errors import UserError
 from uadjax.export import exporter
 from uadjax.model import model_dir
 
@@ -65,6 +66,15 @@ hypothesis.settings.load_profile('unhurried')
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
+
+
+def pytest_sessionstart():
+  """Without the device JAX takes the CPU, on which laws would hold that the device breaks."""
+  if TEST_DEVICE != 'cpu':
+    try:
+      mesh.select_devices(TEST_DEVICE)
+    except UserError as error:
+      raise pytest.UsageError(str(error)) from None
 
 
 @pytest.fixture(scope='session')

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 import time
@@ -78,6 +79,16 @@ def test_without_a_device_nothing_else_is_tried(tmp_path):
   assert run_all(steps, path) == {'first': 'failed', 'second': 'skipped'}
   steps = [gpu.Step('first', lambda s: {}), second]  # It is there the next time.
   assert run_all(steps, path, record=results(tmp_path)) == {'first': 'done', 'second': 'done'}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which('nvidia-smi') is not None, reason='needs a machine without a GPU')
+def test_where_jax_finds_no_gpu_its_laws_do_not_run_on_the_cpu(tmp_path):
+  options = gpu.parse_options(['--device=gpu', f'--out={tmp_path}'])
+  with pytest.raises(gpu.StepError, match='JAX finds no gpu'):
+    gpu.measure('environment', ['gpu'], options, 100)
+  with pytest.raises(gpu.StepError, match='JAX finds no gpu'):
+    gpu.run_laws(options, 100)
 
 
 def test_a_command_is_stopped_when_no_time_is_left():
