@@ -16,12 +16,12 @@ from uadjax import errors
 from uadjax.data import demo
 from uadjax.errors import ConfigError
 from uadjax.model import array_file, incremental_state
-from uadjax.system import files, logging
+from uadjax.system import files, locks, logging
 
 # Exits with status 0 if it can lock the file, and with 3 if another process has locked it.
 LOCKING = (
-  'import sys; from uadjax.system import files\n'
-  'with open(sys.argv[1], "r+b") as file: sys.exit(0 if files.try_lock(file) else 3)'
+  'import sys; from uadjax.system import locks\n'
+  'with open(sys.argv[1], "r+b") as file: sys.exit(0 if locks.try_lock(file) else 3)'
 )
 
 
@@ -35,9 +35,9 @@ def test_a_locked_file_is_refused_to_others_until_it_is_closed(tmp_path):
   path = tmp_path / 'table'
   path.write_bytes(b'a line\n')
   with path.open('r+b') as file, path.open('r+b') as second:
-    assert files.try_lock(file)
-    assert files.try_lock(file)  # As often as one likes.
-    assert not files.try_lock(second)  # In the same process, too.
+    assert locks.try_lock(file)
+    assert locks.try_lock(file)  # As often as one likes.
+    assert not locks.try_lock(second)  # In the same process, too.
     assert not is_free(path)
   assert is_free(path)
 
@@ -47,7 +47,7 @@ def test_locking_leaves_the_file_and_its_folder_as_they_are(tmp_path):
   path.write_bytes(b'a line\n')
   with path.open('a+b') as file:
     file.seek(2)
-    assert files.try_lock(file)
+    assert locks.try_lock(file)
     assert file.tell() == 2
   assert path.read_bytes() == b'a line\n'
   assert [*tmp_path.iterdir()] == [path]
@@ -57,7 +57,7 @@ def test_a_process_that_inherits_a_lock_holds_it_until_it_ends(tmp_path):
   path = tmp_path / 'lock'
   waiting = [sys.executable, '-c', 'input()']
   with path.open('wb') as file:
-    assert files.try_lock(file)
+    assert locks.try_lock(file)
     child = subprocess.Popen(waiting, stdin=subprocess.PIPE, pass_fds=(file.fileno(),))
   try:
     assert not is_free(path)
@@ -172,7 +172,9 @@ def full_disk(monkeypatch):
   def mkstemp(**options):
     descriptor, name = make(**options)
     os.close(descriptor)
-    return os.open('/dev/full', os.O_WRONLY), name
+    Path(name).unlink()
+    Path(name).symlink_to('/dev/full')
+    return os.open(name, os.O_WRONLY), name
 
   monkeypatch.setattr(tempfile, 'mkstemp', mkstemp)
 

@@ -1,11 +1,13 @@
 """The lock of a folder: one holder at a time, whatever becomes of it."""
 
+import errno
 import os
 import subprocess
 import sys
 import threading
 import time
 
+import filelock
 import pytest
 
 from uadjax.system import locks, logging
@@ -81,3 +83,28 @@ def test_a_held_lock_is_refused_with_its_holder(tmp_path):
   with locks.lock_folder(tmp_path, 'a', wait=False):
     pass
   assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_of_the_file_system_everyone_goes_on(number, tmp_path, monkeypatch):
+  monkeypatch.setattr(filelock, 'lock_descriptor', without_locks(number))
+  for wait in (True, False):
+    with locks.lock_folder(tmp_path, wait=wait), locks.lock_folder(tmp_path, wait=wait):
+      assert len([*tmp_path.iterdir()]) == 1
+    assert not [*tmp_path.iterdir()]
+  with (tmp_path / 'file').open('w') as file:
+    assert locks.try_lock(file)
+    assert not locks.try_lock(file, without_locks=False)
+
+
+def test_other_errors_of_locks_are_raised(tmp_path, monkeypatch):
+  monkeypatch.setattr(filelock, 'lock_descriptor', without_locks(errno.EIO))
+  with pytest.raises(OSError, match='EIO'):
+    locks.lock_folder(tmp_path).__enter__()
+
+
+def without_locks(number):
+  def fail(*args, **options):
+    raise OSError(number, errno.errorcode[number])
+
+  return fail

@@ -18,7 +18,7 @@ from uadjax.data.records import Record
 from uadjax.errors import ConfigError
 from uadjax.evaluation import evaluate
 from uadjax.sweep import results, slots
-from uadjax.system import files
+from uadjax.system import locks
 
 # Stands in for Python and uadjax.main: leaves what a run leaves, and says when it ran and where.
 STAND_IN = """#!{python}
@@ -138,7 +138,7 @@ def test_a_run_that_was_left_behind_is_not_begun_twice(stand_in, tmp_path):
   folder = run.run_dir(tmp_path / 'w')
   folder.mkdir(parents=True)
   with (folder / '.lock').open('wb') as lock:
-    assert files.try_lock(lock)
+    assert locks.try_lock(lock)
     (outcome,) = carried_out(tmp_path / 'w', runs)
     assert 'locked by another sweep' in outcome.error
   assert not ran(tmp_path / 'w')

@@ -1,12 +1,15 @@
 """The lock of a work directory, and what a killed run leaves in it."""
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 import shutil
 import subprocess
 import sys
+import tempfile
 
+import filelock
 import pytest
 import small_runs
 
@@ -137,9 +140,45 @@ def test_the_next_run_removes_what_a_killed_one_left(moment, tmp_path):
   assert {*contents.values()} == {b'old'}
 
 
-def test_what_a_running_process_writes_is_no_leftover(tmp_path):
-  with files.atomic_directory(tmp_path / 'model') as new:
-    with workdirs.lock(tmp_path / 'other', CONFIG):
+def test_what_a_process_writes_is_no_leftover(tmp_path):
+  """A prediction or a report takes no lock of the work directory in which it writes."""
+  with (
+    files.atomic_directory(tmp_path / 'model') as new,
+    files.atomic_write(tmp_path / 'a.json') as file,
+  ):
+    with workdirs.lock(tmp_path, CONFIG):
       pass
     (new / 'arrays').touch()
-  assert (tmp_path / 'model' / 'arrays').is_file()
+    file.write(b'{}')
+  assert {*small_runs.contents(tmp_path)} == {Path('model/arrays'), Path('a.json')}
+
+
+def test_a_file_that_is_taken_for_a_leftover_before_it_is_locked_is_made_again(
+  tmp_path, monkeypatch
+):
+  make, made = tempfile.mkstemp, []
+
+  def make_and_lose(**options):
+    made.append(make(**options))
+    if len(made) < 3:
+      files.remove_leftovers(tmp_path)
+    return made[-1]
+
+  monkeypatch.setattr(tempfile, 'mkstemp', make_and_lose)
+  files.write_text(tmp_path / 'a.json', 'new')
+  assert len(made) == 3
+  assert small_runs.contents(tmp_path) == {Path('a.json'): b'new'}
+
+
+def test_without_locks_of_the_file_system_runs_go_on_and_leftovers_stay(tmp_path, monkeypatch):
+  def fail(*args, **options):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(filelock, 'lock_descriptor', fail)
+  with (
+    files.atomic_write(tmp_path / 'a.json') as file,
+    workdirs.lock(tmp_path, CONFIG),
+    workdirs.lock(tmp_path, CONFIG),
+  ):
+    file.write(b'{}')
+  assert small_runs.contents(tmp_path) == {Path('a.json'): b'{}'}

@@ -13,7 +13,7 @@ import re
 from typing import Any, BinaryIO
 
 from uadjax.errors import DataError, refuse, Setting
-from uadjax.system import files
+from uadjax.system import files, locks
 
 FORMATS = ('parquet', 'jsonl', 'csv')
 # For an unreadable image, all columns but `path`, `part` and `error` are null.
@@ -57,7 +57,7 @@ def open_shard(folder: Path, shard: tuple[int, int]) -> Iterator[BinaryIO]:
 def _try_lock(file: BinaryIO) -> bool:
   """Lock a file until it is closed; return False if another process has locked or renamed it."""
   # Another process may just have finished the shard, and renamed or removed its file.
-  return files.try_lock(file) and files.is_in_place(file)
+  return locks.try_lock(file) and locks.is_in_place(file)
 
 
 def _drop_partial_line(file: BinaryIO) -> None:

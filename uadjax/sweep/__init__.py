@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from uadjax.errors import refuse, Setting
 from uadjax.sweep import results, slots
-from uadjax.system import files, logging
+from uadjax.system import files, locks, logging
 from uadjax.training import settings as run_settings, workdir as workdirs
 
 _SWEEP_FILE, _LOCK_FILE = 'sweep.json', '.lock'
@@ -182,7 +182,7 @@ def _execute_run(
     os.sched_setaffinity(0, slot.cores)  # Affects this thread only; its child processes inherit it.
   run_dir.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryFile() as output, (run_dir / _LOCK_FILE).open('wb') as lock_file:
-    if not files.try_lock(lock_file):
+    if not locks.try_lock(lock_file):
       return Outcome(run, None, 'locked by another sweep or by a process of it; see its log.')
     with lock:
       if stop_event.is_set():

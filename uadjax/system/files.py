@@ -16,10 +16,10 @@ import re
 import shutil
 import stat
 import tempfile
-from typing import Any, BinaryIO, IO, NoReturn, TypeAlias
+from typing import Any, BinaryIO, NoReturn, TypeAlias
 
 from uadjax.errors import ConfigError, UserError
-from uadjax.system import logging
+from uadjax.system import locks, logging
 
 ANNOUNCED_BYTES = 200_000_000  # Larger files are announced before they are written.
 
@@ -29,7 +29,8 @@ Stage: TypeAlias = Callable[[Path, bytes], None]
 # Names of temporary files and folders begin with it, so that no other file is taken for one.
 _TEMPORARY_PREFIX = '.uadjax-'
 _NOT_REGULAR = 'Not a regular file: it is a pipe, a socket or a device'
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_CAN_LOCK_TEMPORARY = os.name == 'posix'
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # Numbers of errors.
 
 # Spreadsheets evaluate text with this beginning as a formula, which may run commands or send data
 # away (OWASP, "CSV Injection"). The apostrophes of a text itself count as part of the beginning, so
@@ -110,16 +111,32 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
   """
   if path.exists() and not path.is_file():  # A device would be replaced by a file.
     raise OSError(errno.EINVAL, 'It is a folder, a pipe or a device, not a file', str(path))
-  descriptor, name = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=path.parent)
-  temporary_path = Path(name)
-  try:
-    with _full_disk_named(path, temporary_path), os.fdopen(descriptor, 'wb') as file:
+  with _temporary_path(path.parent) as temporary_path:
+    with _full_disk_named(path, temporary_path), temporary_path.open('wb') as file:
       yield file
-    temporary_path.chmod(0o644)  # mkstemp grants access to the owner only.
+    temporary_path.chmod(0o644)  # It was created with access for the owner only.
     temporary_path.replace(path)
-  except BaseException:
-    temporary_path.unlink(missing_ok=True)
-    raise
+
+
+@contextlib.contextmanager
+def _temporary_path(folder: Path) -> Iterator[Path]:
+  """Yield the path of a new file; delete it in the end, if it is still there.
+
+  The file is locked meanwhile, so that it is no leftover, except on Windows, where open files can
+  be neither replaced nor deleted.
+  """
+  with contextlib.ExitStack() as stack:
+    while True:
+      descriptor, name = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=folder)
+      stack.callback(Path(name).unlink, missing_ok=True)
+      file = stack.enter_context(open(name, 'ab', opener=lambda *_, fd=descriptor: fd))
+      if not _CAN_LOCK_TEMPORARY:
+        file.close()
+        break
+      # Before it was locked, `remove_leftovers` may have taken it for a leftover.
+      if locks.try_lock(file) and locks.is_in_place(file):
+        break
+    yield Path(name)
 
 
 @contextlib.contextmanager
@@ -137,26 +154,6 @@ def atomic_files() -> Iterator[Stage]:
       file.flush()  # So that a full disk is noticed before any file is replaced.
 
     yield stage
-
-
-def try_lock(file: IO[Any], wait: bool = False) -> bool:
-  """Lock an open file until it is closed; return False if it is already locked elsewhere.
-
-  With `wait`, wait instead until it is not.
-
-  A child process that inherits the descriptor keeps the lock until it ends, except on Windows.
-  """
-  import filelock  # Takes long to import, and few commands lock a file.
-
-  return filelock.lock_descriptor(file.fileno(), blocking=wait)
-
-
-def is_in_place(file: IO[Any]) -> bool:
-  """Return whether the path of an open file still leads to that file."""
-  try:
-    return os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat())
-  except FileNotFoundError:
-    return False
 
 
 def open_regular(
@@ -296,36 +293,48 @@ def _from_csv_cell(text: str) -> str:
 def atomic_directory(directory: Path) -> Iterator[Path]:
   """Yield an empty folder that replaces `directory` on success and is deleted on an exception."""
   directory.parent.mkdir(parents=True, exist_ok=True)
-  prefix = f'{_TEMPORARY_PREFIX}{directory.name}.'
-  temporary_dir = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
-  new_dir = temporary_dir / 'new'
-  try:
-    new_dir.mkdir()
-    with _full_disk_named(directory, new_dir):
-      yield new_dir
-    if directory.exists():
-      directory.replace(temporary_dir / 'old')
-    new_dir.replace(directory)
-  finally:
-    _remove_temporary_dir(temporary_dir, directory)
+  with _temporary_path(directory.parent) as lock_path:
+    temporary_dir = Path(f'{lock_path}.{directory.name}')
+    new_dir = temporary_dir / 'new'
+    try:
+      new_dir.mkdir(parents=True)
+      with _full_disk_named(directory, new_dir):
+        yield new_dir
+      if directory.exists():
+        directory.replace(temporary_dir / 'old')
+      new_dir.replace(directory)
+    finally:
+      _remove_temporary_dir(temporary_dir)
 
 
 def remove_leftovers(folder: Path) -> None:
   """Remove temporary files and folders that processes left in a folder when they were killed.
 
-  A folder that was being replaced is restored. The caller makes sure that nobody writes there.
+  A folder that was being replaced is restored. What a process still writes is locked, and stays. On
+  Windows, and on a file system without locks, everything stays.
   """
+  if not _CAN_LOCK_TEMPORARY:
+    return
   for path in folder.glob(f'{_TEMPORARY_PREFIX}*'):
-    if path.is_dir():
-      name = path.name.removeprefix(_TEMPORARY_PREFIX).rpartition('.')[0]
-      _remove_temporary_dir(path, folder / name)
-    else:
-      path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # Its writer may end and remove it, or be another user.
+      if path.is_file():
+        _remove_leftover(path)
 
 
-def _remove_temporary_dir(temporary_dir: Path, directory: Path) -> None:
+def _remove_leftover(path: Path) -> None:
+  """Remove a temporary file, and the temporary folder that its lock protects, if it is free."""
+  with path.open('r+b') as file:
+    if locks.try_lock(file, without_locks=False) and locks.is_in_place(file):
+      for temporary_dir in path.parent.glob(f'{path.name}.*'):
+        _remove_temporary_dir(temporary_dir)
+      path.unlink()
+
+
+def _remove_temporary_dir(temporary_dir: Path) -> None:
   """Remove the temporary folder of a directory; restore the directory if replacing it failed."""
   old_dir = temporary_dir / 'old'
+  _, _, name = temporary_dir.name.removeprefix(_TEMPORARY_PREFIX).partition('.')
+  directory = temporary_dir.with_name(name)
   if old_dir.exists() and not directory.exists():
     old_dir.replace(directory)
   shutil.rmtree(temporary_dir, ignore_errors=True)
@@ -342,13 +351,24 @@ def _full_disk_named(output: Path, written: Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    if error.errno not in _DISK_FULL:
+    if error.errno not in DISK_FULL:
       raise
-    paths = [written] if written.is_file() else written.rglob('*')
-    num_bytes = sum(path.stat().st_size for path in paths if path.is_file())
-    free_bytes = shutil.disk_usage(output.parent).free
-    reason = f'{error.strerror} ({num_bytes:,} bytes were written, {free_bytes:,} are free)'
-    raise OSError(error.errno, reason, str(output)) from error
+    raise full_disk_error(error.errno, output, written) from error
+
+
+def full_disk_error(number: int, output: Path, written: Path) -> OSError:
+  """Return the error of a full disk, or of a quota, with the bytes written and free.
+
+  Args:
+    number: number of the error.
+    output: the output.
+    written: temporary file or folder that becomes the output.
+  """
+  paths = [written] if written.is_file() else written.rglob('*')
+  num_bytes = sum(path.stat().st_size for path in paths if path.is_file())
+  free_bytes = shutil.disk_usage(output.parent).free
+  sizes = f'{num_bytes:,} bytes were written, {free_bytes:,} are free'
+  return OSError(number, f'{os.strerror(number)} ({sizes})', str(output))
 
 
 def _encode(text: str) -> bytes:

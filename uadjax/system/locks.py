@@ -1,15 +1,50 @@
-"""Locks of folders whose files several processes may change."""
+"""Locks of open files, and of folders whose files several processes may change.
+
+On a file system without locks nothing is locked, and everyone goes on.
+"""
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import os
 from pathlib import Path
 import platform
 import time
+from typing import Any, IO
 
-from uadjax.system import files, logging
+from uadjax.system import logging
 
 _LOCK_FILE = '.lock'
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # Errors of a file system without locks.
+
+
+def try_lock(file: IO[Any], wait: bool = False, without_locks: bool = True) -> bool:
+  """Lock an open file until it is closed; return False if it is already locked elsewhere.
+
+  A child process that inherits the descriptor keeps the lock until it ends, except on Windows.
+
+  Args:
+    file: the file.
+    wait: whether to wait until it is not locked elsewhere.
+    without_locks: result on a file system without locks.
+  """
+  import filelock  # Takes long to import.
+
+  try:
+    return filelock.lock_descriptor(file.fileno(), blocking=wait)
+  except OSError as error:
+    if error.errno not in _NO_LOCKS:
+      raise
+    logging.LOG.debug('The file system of %s has no locks.', file.name)
+    return without_locks
+
+
+def is_in_place(file: IO[Any]) -> bool:
+  """Return whether the path of an open file still leads to that file."""
+  try:
+    return os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat())
+  except FileNotFoundError:
+    return False
 
 
 class FolderLocked(Exception):
@@ -21,7 +56,7 @@ def lock_folder(folder: Path, name: str = _LOCK_FILE, wait: bool = True) -> Iter
   """Hold the lock of a folder, after waiting for another process or thread that holds it.
 
   The lock is on a file in the folder, which is removed in the end. It is released when its process
-  ends, however that happens. It is advisory: processes that do not take it can change the files.
+  ends, however that happens. It is advisory: processes that do not take it can change the
 
   Args:
     folder: the folder.
@@ -30,18 +65,18 @@ def lock_folder(folder: Path, name: str = _LOCK_FILE, wait: bool = True) -> Iter
 
   Raises:
     FolderLocked: the lock is held elsewhere, and `wait` is false.
-    OSError: the folder cannot be written, or its file system has no locks.
+    OSError: the folder cannot be written.
   """
   path, is_held = folder / name, False
   while not is_held:
     with path.open('ab', buffering=0) as file:
-      if not files.try_lock(file):
+      if not try_lock(file):
         if not wait:
           raise FolderLocked(_read_holder(path))
         logging.LOG.info('Waiting for another command that changes %s.', folder)
-        files.try_lock(file, wait=True)
+        try_lock(file, wait=True)
       # Its previous holder has removed the file. Then others may lock a new one.
-      is_held = files.is_in_place(file)
+      is_held = is_in_place(file)
       if is_held:
         with contextlib.suppress(OSError):  # The disk may be full.
           file.truncate(0)
@@ -51,7 +86,7 @@ def lock_folder(folder: Path, name: str = _LOCK_FILE, wait: bool = True) -> Iter
         finally:
           # A fit may have replaced the folder, whose new lock file is another's.
           with contextlib.suppress(OSError):  # Windows keeps a file that is open.
-            if files.is_in_place(file):
+            if is_in_place(file):
               path.unlink()
 
 

@@ -45,7 +45,7 @@ def peak_mb() -> int | None:
 
 
 def total_bytes() -> int | None:
-  """Return the size of the machine's memory; None where the system does not tell."""
+  """Return the size of the machine's memory; None where the system does not report it."""
   try:
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   except (AttributeError, ValueError):  # Windows has no sysconf.

@@ -30,7 +30,7 @@ def read_header(file: io.BufferedIOBase, num_bytes: int) -> Header:
     num_bytes: size of the file.
 
   Raises:
-    ValueError: the file is none of NumPy, does not hold numbers, or is too short or too long.
+    ValueError: the file is not in NumPy's format, has no numbers, or is too short or too long.
   """
   version = np.lib.format.read_magic(file)
   if version not in _HEADER_READERS:

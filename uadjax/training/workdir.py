@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import errno
 import json
 from pathlib import Path
 import shutil
@@ -15,7 +14,7 @@ from uadjax import config as configs
 from uadjax.data.layouts import scanning
 from uadjax.data.settings import DataSettings
 from uadjax.errors import ConfigError, describe, refuse, Setting
-from uadjax.system import files, locks, logging
+from uadjax.system import files, locks
 from uadjax.training import checkpoint
 from uadjax.training.settings import Settings
 
@@ -30,7 +29,6 @@ _RUN_FOLDERS = (
 )  # fmt: skip
 # A sweep holds a lock of another name in the work directories of its runs.
 _LOCK_FILE = '.run.lock'
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # Errors of a file system without locks.
 _START_OVER_HINT = (Setting('fit.overwrite', True), ', or use another ', Setting('workdir'), '.')
 
 
@@ -63,11 +61,8 @@ def lock(workdir: Path, config: Settings) -> Iterator[None]:
       message = f'{workdir} is in use by another run: {error}.'
       raise WorkdirLocked(message, key='workdir', value=workdir, hint=hint) from None
     except OSError as error:
-      if error.errno not in _NO_LOCKS:
-        _refuse_unwritable(workdir, error)
-      logging.LOG.debug('The file system of %s has no locks.', workdir)
-    else:
-      files.remove_leftovers(workdir)
+      _refuse_unwritable(workdir, error)
+    files.remove_leftovers(workdir)
     yield
 
 
