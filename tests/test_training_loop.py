@@ -1,5 +1,7 @@
 """The loop with a detector small enough to follow by hand: the mean of all pixels."""
 
+import errno
+import os
 import re
 import signal
 from typing import NamedTuple
@@ -211,6 +213,48 @@ def test_a_corrupt_checkpoint_is_called_so_and_earlier_ones_are_named(managers, 
   other = State(jnp.zeros(3))
   with pytest.raises(ModelError, match='does not match the configuration'):
     loop.resume('3', 3, managers, other)
+
+
+def test_metadata_of_a_checkpoint_that_are_damaged_are_called_corrupt(managers, tmp_path):
+  """Bits of a key that flipped leave valid JSON."""
+  saved(summing([9.0, 8.0, 7.0, 6.0]), managers, 3, every_s=0.0)
+  blank = State(jnp.zeros(()))
+  (path,) = [path for path in (tmp_path / 'best' / '3').rglob('*') if b'loss' in read(path)]
+  content = path.read_bytes()
+  for damage in (b'{}', b'[]', b'null', content.replace(b'loss', b'lors'), b'{"loss": "1"}'):
+    path.write_bytes(damage)
+    with pytest.raises(ModelError, match=r'step 3 in .*best is corrupt') as caught:
+      loop.resume('3', 3, managers, blank)
+    assert caught.value.allowed == [2, 1]
+    assert loop.resume('2', 3, managers, blank)[0] == 2
+  path.write_bytes(content)
+  assert loop.resume('3', 3, managers, blank)[2].loss == 6.0
+
+
+def read(path):
+  return path.read_bytes() if path.is_file() else b''
+
+
+@pytest.mark.parametrize(
+  'error', [OSError(errno.ENOSPC, 'x'), ValueError(f'RESOURCE_EXHAUSTED: {os.strerror(28)} [28]')]
+)
+def test_a_full_disk_is_named_with_the_checkpoint_and_its_bytes(
+  managers, tmp_path, monkeypatch, error
+):
+  state = State(jnp.zeros(()))
+  checkpoint.save(managers.rolling, 1, state, {})
+
+  def fail(step, **options):
+    folder = tmp_path / 'rolling' / f'{step}.orbax-checkpoint-tmp'
+    folder.mkdir()
+    (folder / 'state').write_bytes(bytes(1234))
+    raise error
+
+  monkeypatch.setattr(managers.rolling, 'save', fail)
+  with pytest.raises(OSError, match='1,234 bytes were written, ') as caught:
+    checkpoint.save(managers.rolling, 2, state, {})
+  assert caught.value.filename == str(tmp_path / 'rolling' / '2')
+  assert [path.name for path in (tmp_path / 'rolling').iterdir()] == ['1']
 
 
 def test_unfinished_checkpoints_are_removed(tmp_path):

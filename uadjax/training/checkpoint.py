@@ -5,9 +5,11 @@ and the best step before it. A checkpoint is complete or absent: Orbax writes a 
 and renames it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import contextlib
+import os
 from pathlib import Path
+import shutil
 from typing import NamedTuple
 
 import jax
@@ -68,11 +70,42 @@ def save(manager: Manager, step: int, state: PyTree, metadata: Mapping[str, floa
     if existing_step >= step:
       manager.delete(existing_step)
   items = {'state': ocp.args.StandardSave(state), 'notes': ocp.args.JsonSave(dict(metadata))}
-  manager.save(step, args=ocp.args.Composite(**items), force=True)
+  with _full_disk_named(Path(manager.directory), step):
+    manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+
+@contextlib.contextmanager
+def _full_disk_named(directory: Path, step: int) -> Iterator[None]:
+  """Name path and bytes in the error of a full disk, and remove the unfinished checkpoint."""
+  try:
+    yield
+  except Exception as error:
+    number = _disk_error_number(error)
+    if number is None:
+      raise
+    checkpoint_dir = directory / str(step)
+    unfinished = next(directory.glob(f'{step}.*'), checkpoint_dir)
+    disk_error = files.full_disk_error(number, checkpoint_dir, unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    raise disk_error from error
+
+
+def _disk_error_number(error: Exception) -> int | None:
+  """Return the number of the error of a full disk or quota; None if an error is another.
+
+  Orbax reports it by errors of several classes, some of which have it in their text only.
+  """
+  if isinstance(error, OSError) and error.errno in files.DISK_FULL:
+    return error.errno
+  return next((number for number in files.DISK_FULL if os.strerror(number) in str(error)), None)
 
 
 def restore(
-  manager: Manager, step: int, target: PyTree, rolling_steps: Sequence[int]
+  manager: Manager,
+  step: int,
+  target: PyTree,
+  rolling_steps: Sequence[int],
+  metadata_keys: Collection[str] = (),
 ) -> tuple[PyTree, Mapping[str, float]]:
   """Return the state and metadata of a step, with the shapes, dtypes and sharding of `target`.
 
@@ -81,6 +114,7 @@ def restore(
     step: the step.
     target: tree of arrays.
     rolling_steps: steps to resume from instead, of which the error names the earlier ones.
+    metadata_keys: keys that the metadata must have, each with a number.
 
   Raises:
     ModelError: the step has no checkpoint, it is corrupt, or its arrays do not match `target`.
@@ -97,7 +131,12 @@ def restore(
     if _has_other_arrays(manager, step, abstract_state):
       raise ModelError(f'{name} does not match the configuration: {error}') from error
     raise _corrupt(name, step, rolling_steps, error) from error
-  return restored['state'], restored['notes']
+  metadata = restored['notes']
+  for key in metadata_keys:
+    if not isinstance(metadata, dict) or not isinstance(metadata.get(key), float):
+      error = ValueError(f'its metadata have no {key}')
+      raise _corrupt(name, step, rolling_steps, error)
+  return restored['state'], metadata
 
 
 def _has_other_arrays(manager: Manager, step: int, abstract_state: PyTree) -> bool:

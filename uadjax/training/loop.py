@@ -197,7 +197,9 @@ def resume(
   best_step = max((s for s in managers.best.all_steps() if s <= step), default=None)
   if best_step is None:
     return step, state, None
-  best_state, metadata = checkpoint.restore(managers.best, best_step, state, rolling_steps)
+  best_state, metadata = checkpoint.restore(
+    managers.best, best_step, state, rolling_steps, ['loss']
+  )
   return step, state, fit_hooks.BestStep(best_step, metadata['loss'], best_state)
 
 
