@@ -27,7 +27,7 @@ SMALL = [
   '--config.detector.layers=layer1',
   '--config.backbone.weights=embedded',
   '--config.evaluate.save_pictures=0',
-  '--config.hosts.wait_s=60',
+  '--config.hosts.wait_s=240',
   '--config.hosts.heartbeat_s=30',
 ]
 UNJUDGED = '--config.evaluate.do_eval=false'
@@ -382,6 +382,20 @@ def test_when_one_fails_the_other_ends_long_before_its_heartbeats_are_missed(fai
   assert time.monotonic() - began < 80
   assert [code for code, _ in results] == [1, 1], results
   assert 'ProcessLost: A process of this run ended or cannot be reached' in results[1 - failing][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('slow', [0, 1])
+def test_after_all_agreed_to_end_a_slow_process_does_not_report_the_others(slow):
+  """On a loaded machine, one may end seconds before another has closed its files."""
+  code = (
+    'processes.expect_exit()\n'
+    f'if options.index == {slow}: time.sleep(8)\n'
+    'processes.exit_process(143)'
+  )
+  results = ended(start_joined(code))
+  assert [code for code, _ in results] == [143, 143], results
+  assert not [text for _, text in results if 'ProcessLost' in text]
 
 
 def test_only_what_jax_reports_is_a_lost_process(monkeypatch):

@@ -158,6 +158,14 @@ def leave() -> None:
   jax.distributed.shutdown()
 
 
+def expect_exit() -> None:
+  """Stop watching the other processes, after all have agreed to end.
+
+  Otherwise a slow process could report that a faster one, which has ended, is lost.
+  """
+  _leaving.set()
+
+
 def is_multiprocess() -> bool:
   """Return whether this process is one of several that form a run."""
   # `jax.process_count` alone would initialize the devices, even to report a misspelled flag.

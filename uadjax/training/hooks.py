@@ -185,4 +185,5 @@ class CheckpointHook:
       message = f'Training stopped at step {step}/{self.num_steps}; a checkpoint is saved.'
       error = Interrupted(message, hint=('Resume with ', Setting('fit.resume', 'latest'), '.'))
       error.signal_number = signal_number
+      processes.expect_exit()
       raise error
