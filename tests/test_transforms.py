@@ -9,7 +9,7 @@ import warnings
 
 from hypothesis import given, settings, strategies as st
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 import pytest
 
 from uadjax.data import image_io, transforms
@@ -116,6 +116,33 @@ def test_exif_turns_image_mask_and_size():
     np.testing.assert_array_equal(decoded, expected, case)
     np.testing.assert_array_equal(mask_above(content, 99), expected.max(-1) > 99, case)
     assert image_io.image_size(content) == decoded.shape[:2], case
+
+
+def move_to_end(content, kinds):
+  """A PNG whose chunks of these kinds are moved behind its pixels."""
+  position, chunks = 8, []
+  while position < len(content):
+    end = position + 12 + int.from_bytes(content[position : position + 4])
+    chunks.append(content[position:end])
+    position = end
+  chunks.sort(key=lambda chunk: (chunk[4:8] == b'IEND', chunk[4:8] in kinds))
+  return content[:8] + b''.join(chunks)
+
+
+def test_the_size_of_a_png_is_read_without_its_pixels(monkeypatch):
+  """Only EXIF data behind the pixels cannot be read without them."""
+  exif, image = Image.Exif(), Image.fromarray(RGB[:4, :9])
+  exif[0x0112] = 6
+  turned = saved(image, 'PNG', exif=exif)
+  late = move_to_end(turned, (b'eXIf',))
+  assert late != turned
+  for content in (turned, late):
+    assert image_io.image_size(content) == image_io.decode(content).shape[:2] == (9, 4)
+  monkeypatch.setattr(PngImagePlugin.PngImageFile, 'load', None)
+  assert image_io.image_size(turned) == (9, 4)
+  assert image_io.image_size(saved(image, 'PNG')) == (4, 9)
+  with pytest.raises(DataError):
+    image_io.image_size(late)
 
 
 def test_damaged_files_are_named(tmp_path):

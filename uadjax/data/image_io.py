@@ -12,17 +12,21 @@ import io
 import itertools
 from pathlib import Path
 import re
+import struct
 import threading
 from typing import BinaryIO, NamedTuple
 import warnings
 
 from jaxtyping import Bool, Num, UInt8
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from uadjax.errors import DataError, refuse
 
 Source = str | Path | bytes | BinaryIO  # Path, content of a file, or open file.
+
+_PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
+_PNG_METADATA = (b'eXIf', b'tEXt', b'zTXt', b'iTXt')
 
 # Pillow's name of each format that is read, and the suffixes of its files in lower case; any case
 # matches. Pillow goes by the content of a file. It must never try other formats: it would start
@@ -211,8 +215,31 @@ def image_size(source: Source, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     DataError: the header cannot be read.
   """
   with _open_image(source, max_pixels) as image:
-    is_transposed = _orientation(image)[0]
+    # Pillow decodes a PNG to look for EXIF data behind the pixels, which few files have.
+    is_png = isinstance(image, PngImagePlugin.PngImageFile)
+    is_loaded = not is_png or _has_metadata_behind_pixels(image)
+    exif = image.getexif() if is_loaded else Image.Image.getexif(image)
+    is_transposed = _orientation(image, exif)[0]
     return (image.width, image.height) if is_transposed else (image.height, image.width)
+
+
+def _has_metadata_behind_pixels(image: PngImagePlugin.PngImageFile) -> bool:
+  """Return whether a PNG, which was opened but not loaded, has EXIF data or text at its end."""
+  file, is_behind = image.fp, False
+  if file is None:
+    return True
+  position = file.tell()
+  file.seek(len(_PNG_SIGNATURE))
+  try:
+    while len(head := file.read(8)) == 8:
+      num_bytes, kind = struct.unpack('>I4s', head)
+      if is_behind and kind in _PNG_METADATA:
+        return True
+      is_behind |= kind == b'IDAT'
+      file.seek(num_bytes + 4, io.SEEK_CUR)  # Content and checksum.
+    return False
+  finally:
+    file.seek(position)
 
 
 def verify(source: Source) -> None:
@@ -343,13 +370,13 @@ def _to_8_bit_gray(image: Image.Image) -> UInt8[np.ndarray, 'h w']:
   return ((values.astype(np.int64) + 128) // 257).astype(np.uint8)
 
 
-def _orientation(image: Image.Image) -> tuple[bool, tuple[int, int]]:
+def _orientation(image: Image.Image, exif: Image.Exif) -> tuple[bool, tuple[int, int]]:
   if image.format == 'TIFF':  # Pillow rotates TIFFs itself and reports the upright size.
     return _ORIENTATIONS[1]
-  return _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), _ORIENTATIONS[1])
+  return _ORIENTATIONS.get(exif.get(ExifTags.Base.Orientation, 1), _ORIENTATIONS[1])
 
 
 def _to_upright(values: Num[np.ndarray, '...'] | Bool[np.ndarray, '...'], image: Image.Image):
-  is_transposed, (row_step, column_step) = _orientation(image)
+  is_transposed, (row_step, column_step) = _orientation(image, image.getexif())
   upright = values.swapaxes(0, 1) if is_transposed else values
   return np.ascontiguousarray(upright[::row_step, ::column_step])
