@@ -109,16 +109,16 @@ def test_it_says_what_predict_says_whatever_form_the_request_has(ask, photos, kn
       ask.post(ROUTE, content=content, headers={'Content-Type': 'application/octet-stream'}),
       ask.post(f'{ROUTE}?model=again', content=content, headers={'Content-Type': 'image/png'}),
     ]
-    for answer in ways:
-      assert answer.status_code == 200, answer.text
-      told = answer.json()
+    for response in ways:
+      assert response.status_code == 200, response.text
+      told = response.json()
       assert (told['errorCode'], told['errorMsg']) == (0, 'Success')
-      assert told['logId'] == answer.headers['X-Log-Id']
+      assert told['logId'] == response.headers['X-Log-Id']
       result = told['result']
       assert said(result) == expected(known[str(path)])
       assert result['size'] == list(known[str(path)].size)
       assert result['warnings'] == []
-      assert result['model'] == ('again' if 'model=again' in str(answer.url) else 'disc')
+      assert result['model'] == ('again' if 'model=again' in str(response.url) else 'disc')
       assert result['imageThreshold'] == known[str(path)].image_threshold
       assert result['peak'] == known[str(path)].peak
       assert result['at'] == list(known[str(path)].at)
@@ -175,20 +175,20 @@ def test_pictures_of_long_and_thin_images_have_a_bound(ask, monkeypatch):
 
 def test_without_a_label_map_where_nobody_wants_one(ask, photos):
   content = photos[0].read_bytes()
-  for answer in (
+  for response in (
     ask.post(ROUTE, json={'image': coded(photos[0]), 'labelMap': False}),
     ask.post(f'{ROUTE}?labelMap=false', content=content, headers=RAW),
   ):
-    assert answer.status_code == 200
-    assert 'labelMap' not in answer.json()['result']
+    assert response.status_code == 200
+    assert 'labelMap' not in response.json()['result']
 
 
 def test_whatever_else_is_computed_a_score_stays_what_it_is(ask, photos, known):
   paths = [photos[number % len(photos)] for number in range(60)]
   with concurrent.futures.ThreadPoolExecutor(12) as threads:
-    answers = list(threads.map(lambda path: ask.post(ROUTE, json={'image': coded(path)}), paths))
-  for path, answer in zip(paths, answers, strict=True):
-    assert said(answer.json()['result']) == expected(known[str(path)])
+    responses = list(threads.map(lambda path: ask.post(ROUTE, json={'image': coded(path)}), paths))
+  for path, response in zip(paths, responses, strict=True):
+    assert said(response.json()['result']) == expected(known[str(path)])
   batches = ask.get('/metrics').text
   assert 'uadjax_batch_images_bucket{le="1.0",model="disc"}' in batches
 
@@ -228,9 +228,9 @@ JSON, RAW = {'Content-Type': 'application/json'}, {'Content-Type': 'application/
   ids=lambda part: part if isinstance(part, str) else '',
 )
 def test_what_is_wrong_is_told(strict, content, headers, status, message):
-  answer = strict.post(ROUTE, content=content, headers=headers)
-  assert answer.status_code == status, answer.text
-  told = answer.json()
+  response = strict.post(ROUTE, content=content, headers=headers)
+  assert response.status_code == status, response.text
+  told = response.json()
   assert told['errorCode'] == status
   assert message in told['errorMsg']
   assert told['logId']
@@ -243,26 +243,26 @@ def strict(directory):
 
 
 def test_more_pixels_than_allowed_are_not_decoded(strict, photos):
-  answer = strict.post(ROUTE, content=photos[0].read_bytes() * 1, headers=RAW)
-  assert answer.status_code == 200  # 60 x 60.
+  response = strict.post(ROUTE, content=photos[0].read_bytes() * 1, headers=RAW)
+  assert response.status_code == 200  # 60 x 60.
   file = io.BytesIO()
   Image.new('L', (100, 41)).save(file, 'PNG')
-  answer = strict.post(ROUTE, content=file.getvalue(), headers=RAW)
-  assert (answer.status_code, answer.json()['errorCode']) == (413, 413)
+  response = strict.post(ROUTE, content=file.getvalue(), headers=RAW)
+  assert (response.status_code, response.json()['errorCode']) == (413, 413)
 
 
 def test_urls_where_they_are_allowed_and_never_private_ones(directory):
   with asked(directory, access=http.Access(urls=True)) as client:
     for url in ('http://127.0.0.1:9/x.png', 'http://169.254.169.254/latest', 'http://[::1]/x.png'):
-      answer = client.post(ROUTE, json={'image': url})
-      assert answer.status_code == 422
-      assert 'public' in answer.json()['errorMsg']
+      response = client.post(ROUTE, json={'image': url})
+      assert response.status_code == 422
+      assert 'public' in response.json()['errorMsg']
 
 
 def test_other_routes_and_methods(ask):
   assert ask.get('/health').json()['errorMsg'] == 'Healthy'
-  for answer, status in ((ask.get(ROUTE), 405), (ask.get('/nowhere'), 404)):
-    assert answer.status_code == answer.json()['errorCode'] == status
+  for response, status in ((ask.get(ROUTE), 405), (ask.get('/nowhere'), 404)):
+    assert response.status_code == response.json()['errorCode'] == status
   told = ask.get('/models').json()['result']
   assert [model['name'] for model in told['models']] == ['disc', 'again']
   assert told['limits']['max_bytes'] == ask.service.settings.max_bytes
@@ -276,9 +276,9 @@ def test_a_token_where_one_is_needed(directory, photos):
   with asked(directory, token='s3cret') as client:
     body = {'image': coded(photos[0])}
     for headers in ({}, {'Authorization': 'Bearer wrong'}, {'Authorization': 'Basic s3cret'}):
-      answer = client.post(ROUTE, json=body, headers=headers)
-      assert answer.status_code == answer.json()['errorCode'] == 401
-      assert answer.headers['WWW-Authenticate'] == 'Bearer'
+      response = client.post(ROUTE, json=body, headers=headers)
+      assert response.status_code == response.json()['errorCode'] == 401
+      assert response.headers['WWW-Authenticate'] == 'Bearer'
       assert client.get('/metrics', headers=headers).status_code == 401
     right = {'Authorization': 'Bearer s3cret'}
     assert client.post(ROUTE, json=body, headers=right).status_code == 200
@@ -301,26 +301,26 @@ def test_a_full_queue_refuses_and_recovers(directory, photos):
       waiting = [threads.submit(post, number) for number in range(20)]
       until(lambda: sum(one.done() for one in waiting) == 16)
       go.set()
-      answers = [one.result() for one in waiting]
-    statuses = sorted(answer.status_code for answer in answers)
+      responses = [one.result() for one in waiting]
+    statuses = sorted(response.status_code for response in responses)
     assert statuses == [200] * 4 + [503] * 16
-    refused = next(answer for answer in answers if answer.status_code == 503)
+    refused = next(response for response in responses if response.status_code == 503)
     assert refused.headers['Retry-After'] == '1'
     assert client.post(ROUTE, json={'image': coded(photos[0])}).status_code == 200
     assert client.service.images.in_progress == 0
 
 
 def test_what_is_misspelled_is_not_passed_over(ask, photos):
-  """Another model would answer for the one that was meant."""
+  """Another model would response for the one that was meant."""
   content, file = photos[0].read_bytes(), {'image': ('x.png', photos[0].read_bytes())}
-  for answer, told in (
+  for response, told in (
     (ask.post(f'{ROUTE}?modell=again', content=content, headers=RAW), "'modell' in the query"),
     (ask.post(f'{ROUTE}?model=again', json={'image': coded(photos[0])}), 'of a JSON request'),
     (ask.post(ROUTE, files=file, data={'Model': 'again'}), "'Model' in the form"),
     (ask.post(f'{ROUTE}?model=again', files=file, data={'model': 'disc'}), 'send it once'),
   ):
-    assert answer.status_code == 422
-    assert told in answer.json()['errorMsg']
+    assert response.status_code == 422
+    assert told in response.json()['errorMsg']
 
 
 def test_a_secret_that_was_forgotten_does_not_open_the_service(monkeypatch):
@@ -365,8 +365,8 @@ def test_what_takes_too_long_is_given_up(directory, photos):
   with asked(directory, deadline_s=0.3) as client:
     go = threading.Event()
     slowed(client, go)
-    answer = client.post(ROUTE, json={'image': coded(photos[0])})
-    assert answer.status_code == answer.json()['errorCode'] == 504
+    response = client.post(ROUTE, json={'image': coded(photos[0])})
+    assert response.status_code == response.json()['errorCode'] == 504
     go.set()
     until(lambda: client.post(ROUTE, json={'image': coded(photos[0])}).status_code == 200)
 
@@ -384,7 +384,7 @@ def test_of_more_than_can_be_answered_in_time_the_first_are(directory, photos, m
     monkeypatch.setattr(client.service, 'executor', concurrent.futures.ThreadPoolExecutor(2))
     post = lambda _: client.post(ROUTE, json={'image': coded(photos[0])})  # noqa: E731
     with concurrent.futures.ThreadPoolExecutor(40) as threads:
-      statuses = [answer.status_code for answer in threads.map(post, range(40))]
+      statuses = [response.status_code for response in threads.map(post, range(40))]
   assert set(statuses) == {200, 504}
   assert statuses.count(200) >= 5
 
@@ -434,14 +434,18 @@ def test_the_open_inference_protocol(ask, photos, known):
 )
 def test_tensors_that_are_none(ask, tensor, message):
   body = {'inputs': [{'name': 'image', **tensor}]}
-  answer = ask.post('/v2/models/disc/infer', json=body)
-  assert answer.status_code == 400
-  assert message in answer.json()['error']
+  response = ask.post('/v2/models/disc/infer', json=body)
+  assert response.status_code == 400
+  assert message in response.json()['error']
 
 
 def test_the_settings_are_checked(directory):
   with pytest.raises(ConfigError, match='queue must be'):
     options.validate_settings(options.Settings({'disc': directory}, queue=0))
+  options.validate_settings(options.Settings({'disc': directory}, batch=256))
+  with pytest.raises(ConfigError, match='batch must be') as caught:
+    options.validate_settings(options.Settings({'disc': directory}, batch=257))
+  assert caught.value.value == 257
 
 
 @pytest.fixture
@@ -537,12 +541,12 @@ def test_when_the_time_to_drain_is_over_the_rest_is_told_so(directory):
       slow.sendall(head.encode())
       time.sleep(0.5)
       process.send_signal(signal.SIGTERM)
-      answer = b''.join(iter(lambda: slow.recv(4096), b''))
+      response = b''.join(iter(lambda: slow.recv(4096), b''))
     _, stderr = process.communicate(timeout=30)
   finally:
     process.kill()
-  assert answer.startswith(b'HTTP/1.1 503')
-  assert json.loads(answer.partition(b'\r\n\r\n')[2])['errorCode'] == 503
+  assert response.startswith(b'HTTP/1.1 503')
+  assert json.loads(response.partition(b'\r\n\r\n')[2])['errorCode'] == 503
   assert process.returncode == 0
   assert 'Traceback' not in stderr
   assert '"INFO"' not in stderr
@@ -552,13 +556,13 @@ def test_sigterm_loses_no_accepted_request_and_logs_are_json(directory, photos):
   process, url = started(directory)
   try:
     warm(process, url)
-    body, answers, lost = {'image': coded(photos[0])}, [], []
+    body, responses, lost = {'image': coded(photos[0])}, [], []
 
     def client():
       with httpx.Client(timeout=30) as own:
         while True:
           try:
-            answers.append(own.post(f'{url}{ROUTE}', json=body).status_code)
+            responses.append(own.post(f'{url}{ROUTE}', json=body).status_code)
           except httpx.ConnectError:
             return  # Nobody listens any more.
           except httpx.TransportError as error:
@@ -568,7 +572,7 @@ def test_sigterm_loses_no_accepted_request_and_logs_are_json(directory, photos):
     threads = [threading.Thread(target=client) for _ in range(6)]
     for thread in threads:
       thread.start()
-    until(lambda: len(answers) > 30)
+    until(lambda: len(responses) > 30)
     process.send_signal(signal.SIGTERM)
     for thread in threads:
       thread.join()
@@ -578,9 +582,9 @@ def test_sigterm_loses_no_accepted_request_and_logs_are_json(directory, photos):
   assert process.returncode == 0, stderr
   lines = [json.loads(line) for line in stderr.splitlines()]
   logged = [line for line in lines if line['message'] == 'request' and line['path'] == ROUTE]
-  assert set(answers) == {200}
+  assert set(responses) == {200}
   # An idle connection may be closed just when a request is on its way: nobody has accepted that.
-  assert len(logged) == len(answers)
+  assert len(logged) == len(responses)
   assert all(line['label'] and line['logId'] for line in logged)
 
 

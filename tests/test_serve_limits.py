@@ -25,7 +25,14 @@ from uadjax.inference.result import Result
 from uadjax.model import model_dir
 from uadjax.model.calibration import Thresholds
 from uadjax.model.scorer import Scorer
-from uadjax.serve import answer_size, app as apps, connections, responses
+from uadjax.serve import (
+  app as apps,
+  connections,
+  json_body,
+  requests as parsing,
+  response_size,
+  responses,
+)
 from uadjax.serve.errors import RequestError
 from uadjax.serve.requests import RequestOptions
 from uadjax.serve.settings import Settings
@@ -34,7 +41,7 @@ from uadjax.types import Scores
 
 ROUTE, INFER = '/image-anomaly-detection', '/v2/models/disc/infer'
 RAW = {'Content-Type': 'application/octet-stream'}
-MAX_ANSWER_BYTES, QUEUE = 200_000, 4
+MAX_RESPONSE_BYTES, QUEUE = 200_000, 4
 
 
 def png(height, width, noise=False):
@@ -82,7 +89,7 @@ def running(directory, predictor, served):
   """A service with small limits, and a client of it."""
   access = downloads.Access(urls=True, private=True)
   settings = Settings(
-    {'disc': directory}, queue=QUEUE, max_answer_bytes=MAX_ANSWER_BYTES, access=access
+    {'disc': directory}, queue=QUEUE, max_answer_bytes=MAX_RESPONSE_BYTES, access=access
   )
   application = apps.build_app(settings)
   with pytest.MonkeyPatch.context() as patch:
@@ -128,9 +135,9 @@ def received(sock):
   return content
 
 
-@pytest.mark.parametrize('size', [(1, 1), (1, 300), (300, 1), (40, 50), (257, 190)])
-def test_no_answer_is_larger_than_its_estimate(size):
-  """Noise, long numbers and masks of 255 make the largest answers."""
+@pytest.mark.parametrize('size', [(1, 1), (1, 300), (300, 1), (40, 50), (257, 190), (3, 33_000)])
+def test_no_response_is_larger_than_its_estimate(size):
+  """Noise, long numbers and masks of 255 make the largest responses."""
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (*size, 3), np.uint8)
   anomaly_map = -1e-5 * rng.random(size, np.float32)
@@ -147,14 +154,14 @@ def test_no_answer_is_larger_than_its_estimate(size):
     options = RequestOptions(labelMap=label_map, visualize=visualize, heatmap=heatmap)
     if (growth := num_bytes(options) - plain - 100) > 0:  # 100 for names and numbers of fields.
       with pytest.raises(RequestError):
-        answer_size.check_verdict(size, options, growth - 1)
-  answer_size.check_verdict(size, RequestOptions(labelMap=False), 0)
+        response_size.check_verdict(size, options, growth - 1)
+  response_size.check_verdict(size, RequestOptions(labelMap=False), 0)
   num_map_bytes = len(orjson.dumps(responses.to_json_list(anomaly_map.ravel())))
   with pytest.raises(RequestError):
-    answer_size.check_maps([size], num_map_bytes - 3)  # Brackets, and no last comma.
+    response_size.check_maps([size], num_map_bytes - 3)  # Brackets, and no last comma.
 
 
-def test_an_answer_that_may_be_too_large_is_refused_before_an_image_is_decoded(
+def test_a_response_that_could_be_too_large_is_refused_before_an_image_is_decoded(
   running, monkeypatch
 ):
   client = running[1]
@@ -181,26 +188,26 @@ def test_an_answer_that_may_be_too_large_is_refused_before_an_image_is_decoded(
     return client.post(ROUTE, headers=RAW, **body)
 
   for body in accepted:
-    answer = post(body)
-    assert answer.status_code == 200, answer.text
-    assert len(answer.content) <= MAX_ANSWER_BYTES
+    response = post(body)
+    assert response.status_code == 200, response.text
+    assert len(response.content) <= MAX_RESPONSE_BYTES
   decoded = []
   monkeypatch.setattr(image_io, 'decode', lambda *arguments: decoded.append(arguments))
   for body, way_out in refused:
-    answer = post(body)
-    assert answer.status_code == 413, answer.text
-    assert str(MAX_ANSWER_BYTES) in answer.text
-    assert 'max_answer_bytes' in answer.text
-    assert way_out in answer.text
+    response = post(body)
+    assert response.status_code == 413, response.text
+    assert str(MAX_RESPONSE_BYTES) in response.text
+    assert 'max_answer_bytes' in response.text
+    assert way_out in response.text
   assert not decoded
 
 
 def test_an_output_is_requested_once(running):
   for names in (['map', 'map'], ['score', 'label', 'score']):
     body = {'inputs': [tensor(png(9, 9))], 'outputs': [{'name': name} for name in names]}
-    answer = running[1].post(INFER, json=body)
-    assert answer.status_code == 400
-    assert f'{names[-1]!r} occurs twice' in answer.json()['error']
+    response = running[1].post(INFER, json=body)
+    assert response.status_code == 400
+    assert f'{names[-1]!r} occurs twice' in response.json()['error']
 
 
 def test_long_arrays_are_serialized_in_chunks_and_in_a_thread(running, monkeypatch):
@@ -221,15 +228,83 @@ def test_long_arrays_are_serialized_in_chunks_and_in_a_thread(running, monkeypat
       return orjson.dumps(data, **options)
 
   monkeypatch.setattr(responses, 'orjson', Recorder())
-  for answer in (
+  for response in (
     client.post(ROUTE, content=png(90, 100), headers=RAW),
     client.post(INFER, json={'inputs': [tensor(png(90, 100))]}),
   ):
-    assert answer.status_code == 200
+    assert response.status_code == 200
   sizes, names = zip(*calls, strict=True)
   assert max(sizes) == 1000
   assert len(calls) > 18
   assert all(name.startswith('uadjax-serve') for name in names)
+
+
+def test_bodies_are_parsed_in_a_thread_and_take_a_place_meanwhile(running, monkeypatch):
+  service, client = running
+  calls = []
+
+  def recorded(function):
+    def record(*args):
+      calls.append((threading.current_thread().name, service.images.in_progress))
+      return function(*args)
+
+    return record
+
+  monkeypatch.setattr(json_body, 'parse', recorded(json_body.parse))
+  monkeypatch.setattr(parsing, '_parse_form', recorded(parsing._parse_form))
+  content = png(20, 20)
+  text = base64.b64encode(content).decode()
+  for response in (
+    client.post(ROUTE, json={'image': text}),
+    client.post(ROUTE, files={'image': ('x.png', content)}),
+    client.post(INFER, json={'inputs': [tensor(content)]}),
+  ):
+    assert response.status_code == 200, response.text
+  names, counts = zip(*calls, strict=True)
+  assert counts == (1, 1, 1)
+  assert all(name.startswith('uadjax-parse') for name in names)
+  until(lambda: service.images.in_progress == 0)
+
+
+def test_the_largest_lists_of_pixels_are_parsed_in_chunks(running, monkeypatch):
+  """Flat or nested, they give the scores of the same image in a file."""
+  client, chunks = running[1], []
+  parse_chunk = json_body._parse_chunk
+
+  def record(chunk, *args):
+    chunks.append(len(chunk))
+    return parse_chunk(chunk, *args)
+
+  monkeypatch.setattr(json_body, '_parse_chunk', record)
+  pixels = np.random.default_rng(0).integers(0, 256, (1, 200, 200, 3))
+  scores = []
+  for data in (pixels.ravel().tolist(), pixels.tolist()):
+    image = {'name': 'image', 'datatype': 'UINT8', 'shape': pixels.shape, 'data': data}
+    response = client.post(INFER, json={'inputs': [image], 'outputs': [{'name': 'score'}]})
+    assert response.status_code == 200, response.text
+    scores.append(response.json()['outputs'][0]['data'])
+  assert max(chunks) <= 1 << 16
+  assert len(chunks) > 10
+  file = tensor(png(200, 200, noise=True))
+  response = client.post(INFER, json={'inputs': [file], 'outputs': [{'name': 'score'}]})
+  assert scores == [response.json()['outputs'][0]['data']] * 2
+
+
+def test_base64_is_decoded_in_chunks_as_in_one_piece(monkeypatch):
+  monkeypatch.setattr(parsing, '_BASE64_CHUNK', 8)
+  rng = np.random.default_rng(0)
+  for length in range(40):
+    text = base64.b64encode(rng.bytes(length)).decode()
+    edits = [
+      text[:i] + c + text[i + n :] for i in range(len(text)) for c in '=A- é' for n in (0, 1)
+    ]
+    for candidate in (text, f'{text}=', f'{text}====', *edits):
+      try:
+        decoded = parsing.decode_base64(candidate)
+      except ValueError:
+        assert candidate != text
+      else:
+        assert decoded == base64.b64decode(candidate, validate=True)
 
 
 def test_slow_urls_keep_nobody_waiting(running, monkeypatch):
@@ -303,9 +378,9 @@ def test_a_body_that_stalls_is_given_up_and_a_slow_one_is_not(running, connect, 
   for _ in range(8):
     slow.sendall(b'x')
     time.sleep(0.2)
-  answer = received(stalled)  # The connection is closed.
-  assert answer.startswith(b'HTTP/1.1 408')
-  assert b'Nothing of the body arrived for 1 s' in answer
+  response = received(stalled)  # The connection is closed.
+  assert response.startswith(b'HTTP/1.1 408')
+  assert b'Nothing of the body arrived for 1 s' in response
   assert slow.recv(99).startswith(b'HTTP/1.1 422')
   assert running[0].incomplete_bytes.in_progress == 0
 
@@ -326,7 +401,7 @@ def test_a_connection_without_a_complete_head_is_closed(running, connect, monkey
     received(sock)
 
 
-def test_a_client_that_takes_no_answer_is_given_up(running, connect, monkeypatch):
+def test_a_client_that_takes_no_response_is_given_up(running, connect, monkeypatch):
   monkeypatch.setattr(connections, 'TIMEOUT_S', 0.5)
   number = 3000
   sock = connect(b'GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n' * number, receive_buffer=4096)
@@ -343,8 +418,8 @@ def test_forms_are_not_written_to_disk(running, monkeypatch):
   content = png(700, 700, noise=True)
   assert len(content) > 1 << 20
   form = {'files': {'image': ('x.png', content)}, 'data': {'labelMap': 'false'}}
-  answer = running[1].post(ROUTE, **form)
-  assert answer.status_code == 200, answer.text
+  response = running[1].post(ROUTE, **form)
+  assert response.status_code == 200, response.text
 
 
 def test_a_batch_with_an_unreadable_image_is_refused_with_its_index(running):
@@ -353,9 +428,9 @@ def test_a_batch_with_an_unreadable_image_is_refused_with_its_index(running):
     for index in range(3):
       files = [good] * 3
       files[index] = bad
-      answer = running[1].post(INFER, json={'inputs': [tensor(*files)]})
-      assert answer.status_code == 422, (bad, answer.text)
-      assert f'image {index}' in answer.json()['error'], bad
+      response = running[1].post(INFER, json={'inputs': [tensor(*files)]})
+      assert response.status_code == 422, (bad, response.text)
+      assert f'image {index}' in response.json()['error'], bad
 
 
 @pytest.mark.parametrize(
@@ -374,10 +449,10 @@ def test_a_model_that_fails_its_test_is_not_ready(directory, predictor, monkeypa
     assert client.get('/v2/health/ready').status_code == 503
     assert client.get('/v2/health/live').status_code == 200
     for name, status in (('good', 200), ('bad', 503)):
-      answers = (
+      all_responses = (
         client.get(f'/v2/models/{name}/ready'),
         client.post(f'{ROUTE}?model={name}', content=png(20, 20), headers=RAW),
         client.post(f'/v2/models/{name}/infer', json={'inputs': [tensor(png(20, 20))]}),
       )
-      assert [answer.status_code for answer in answers] == [status] * 3
-      assert all((reason in answer.text) == (name == 'bad') for answer in answers)
+      assert [response.status_code for response in all_responses] == [status] * 3
+      assert all((reason in response.text) == (name == 'bad') for response in all_responses)

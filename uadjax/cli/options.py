@@ -458,7 +458,7 @@ class ServeOptions(NamedTuple):
   max_bytes: int = _option(32 << 20, 'N', 'Limit of a body or a URL.', _LIMITS, min=1)
   max_pixels: int = _option(50_000_000, 'N', 'Limit of an image.', _LIMITS, min=1)
   max_answer_bytes: int = _option(
-    64 << 20, 'N', 'Limit of an answer, which grows with the pixels of the images.', _LIMITS, min=1
+    64 << 20, 'N', 'Limit of a response, which grows with the pixels of the images.', _LIMITS, min=1
   )
   allow_urls: bool = _flag('--allow-urls', 'Fetch images from public URLs.', _LIMITS)
   token: str | None = _option(

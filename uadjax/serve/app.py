@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 
 import uadjax
 from uadjax.data.inputs import LoadedImage
-from uadjax.serve import answer_size, observability, protocol, requests, responses, schema
+from uadjax.serve import observability, protocol, requests, response_size, responses, schema
 from uadjax.serve.errors import RequestError
 from uadjax.serve.models import ServedModel
 from uadjax.serve.service import Service
@@ -200,7 +200,7 @@ def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
     """Detect anomalies in an image: JSON as in PaddleX, a form with a file, or a raw file."""
     async with service.deadline():
       content = await service.read_body(request)
-      image_or_url, options = await requests.parse_request(request, content)
+      image_or_url, options = await service.parse(requests.parse_request, request, content)
       model = service.get_model(options.model or '')
       is_url = isinstance(image_or_url, str)
       encoded_image = await service.download(image_or_url) if is_url else image_or_url
@@ -224,9 +224,9 @@ def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
 def _read_image(
   encoded_image: bytes, options: requests.RequestOptions, model: ServedModel, settings: Settings
 ) -> LoadedImage:
-  """Load an image, unless the answer to it would be too large."""
+  """Load an image, unless the response to it would be too large."""
   size = requests.read_size(encoded_image, settings)
-  answer_size.check_verdict(size, options, settings.max_answer_bytes)
+  response_size.check_verdict(size, options, settings.max_answer_bytes)
   return requests.read_image(encoded_image, model.predictor.model.ops, settings)
 
 

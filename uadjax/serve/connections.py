@@ -11,12 +11,12 @@ TIMEOUT_S = 10.0  # Longest time without progress; `requests.read_body` enforces
 class Connection(h11_impl.H11Protocol):
   """Connection that is closed if its client stalls.
 
-  Uvicorn itself limits only the time between an answer and the next request. Here, the head of a
-  request must arrive within TIMEOUT_S, and some of an answer must be received every TIMEOUT_S.
+  Uvicorn itself limits only the time between a response and the next request. Here, the head of a
+  request must arrive within TIMEOUT_S, and some of a response must be received every TIMEOUT_S.
   """
 
   _head_timer: asyncio.TimerHandle | None = None
-  _answer_timer: asyncio.TimerHandle | None = None
+  _response_timer: asyncio.TimerHandle | None = None
 
   # The transports of uvloop have the methods of asyncio.Transport, but do not derive from it.
   def connection_made(self, transport: Any) -> None:
@@ -28,7 +28,7 @@ class Connection(h11_impl.H11Protocol):
   def connection_lost(self, exc: Exception | None) -> None:
     """Cancel the timers."""
     super().connection_lost(exc)
-    for timer in (self._head_timer, self._answer_timer):
+    for timer in (self._head_timer, self._response_timer):
       if timer:
         timer.cancel()
 
@@ -38,15 +38,15 @@ class Connection(h11_impl.H11Protocol):
     self._limit_head()
 
   def pause_writing(self) -> None:
-    """Watch that the client takes the answer."""
+    """Watch that the client takes the response."""
     super().pause_writing()
-    self._limit_answer()
+    self._limit_response()
 
   def resume_writing(self) -> None:
     """Stop watching; the client has taken everything."""
     super().resume_writing()
-    if self._answer_timer:
-      self._answer_timer.cancel()
+    if self._response_timer:
+      self._response_timer.cancel()
 
   def _limit_head(self) -> None:
     is_idle = self.cycle is None or self.cycle.response_complete
@@ -56,9 +56,9 @@ class Connection(h11_impl.H11Protocol):
       self._head_timer.cancel()
       self._head_timer = None
 
-  def _limit_answer(self, previous_size: int | None = None) -> None:
+  def _limit_response(self, previous_size: int | None = None) -> None:
     size = self.transport.get_write_buffer_size()
     if size == previous_size:
       self.transport.abort()
     else:
-      self._answer_timer = self.loop.call_later(TIMEOUT_S, self._limit_answer, size)
+      self._response_timer = self.loop.call_later(TIMEOUT_S, self._limit_response, size)

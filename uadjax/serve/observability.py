@@ -20,7 +20,9 @@ class Metrics:
   def __init__(self) -> None:
     self.registry = CollectorRegistry()
     registry: dict[str, Any] = {'registry': self.registry}
-    self.requests = Counter('uadjax_requests', 'Requests answered.', ['path', 'status'], **registry)
+    self.requests = Counter(
+      'uadjax_requests', 'Requests by path and status.', ['path', 'status'], **registry
+    )
     text = 'Seconds from the first byte of a request to its response.'
     options = {'buckets': _LATENCY_BUCKETS, **registry}
     self.request_seconds = Histogram('uadjax_request_seconds', text, ['path'], **options)

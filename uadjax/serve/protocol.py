@@ -1,7 +1,6 @@
 """The Open Inference Protocol, version 2, over HTTP, as in KServe, Triton and others."""
 
 import asyncio
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import uadjax
 from uadjax.data import inputs
 from uadjax.data.transforms import Ops
 from uadjax.inference.result import Result
-from uadjax.serve import answer_size, requests, responses
+from uadjax.serve import json_body, requests, response_size, responses
 from uadjax.serve.errors import RequestError
 from uadjax.serve.service import Service
 from uadjax.serve.settings import Settings
@@ -126,7 +125,7 @@ async def _infer(service: Service, name: str, request: Request) -> Response:
   model, settings = service.get_model(name), service.settings
   async with service.deadline():
     content = await service.read_body(request)
-    infer_request = InferRequest.model_validate_json(content)
+    infer_request, lists = await service.parse(json_body.parse, content, InferRequest)
     tensors = _tensors_by_name(infer_request)
     output_names = _output_names(infer_request, has_parts=_PART in tensors)
     tensor, ops = tensors[_IMAGE], model.predictor.model.ops
@@ -138,7 +137,7 @@ async def _infer(service: Service, name: str, request: Request) -> Response:
     with service.images.reserve(num_images):
       async with service.admission:
         has_maps = 'map' in output_names
-        images = await service.run_in_thread(_read_images, tensor, has_maps, ops, settings)
+        images = await service.run_in_thread(_read_images, tensor, lists, has_maps, ops, settings)
         results = await asyncio.gather(*(service.predict(model, image) for image in images))
         named_results = zip(part_names, results, strict=False)  # None without names.
         # The last verdict on a part counts all its images of the request.
@@ -195,16 +194,24 @@ def _read_part_names(tensor: InputTensor, num_images: int) -> list[str]:
 
 
 def _read_images(
-  tensor: InputTensor, has_maps: bool, ops: Ops, settings: Settings
+  tensor: InputTensor, lists: json_body.Lists, has_maps: bool, ops: Ops, settings: Settings
 ) -> list[inputs.LoadedImage]:
-  """Load the images, unless their maps would be too large or do not form a tensor."""
+  """Load the images, unless their maps would be too large or do not form a tensor.
+
+  Args:
+    tensor: the images.
+    lists: long lists of the request.
+    has_maps: whether the response will have the maps.
+    ops: pixel operations to network size.
+    settings: settings, for the limits.
+  """
   if tensor.datatype == 'UINT8':
-    array = _to_array(tensor)
+    array = _to_array(tensor, lists)
     if array.shape[1] * array.shape[2] > settings.max_pixels:
       problem = f'The images have more than {settings.max_pixels} pixels each; send smaller ones.'
       raise RequestError(413, problem)
     if has_maps:
-      answer_size.check_maps([array.shape[1:3]] * len(array), settings.max_answer_bytes)
+      response_size.check_maps([array.shape[1:3]] * len(array), settings.max_answer_bytes)
     return [inputs.load(inputs.Source('image', image), ops) for image in array]
   files = {f'image {i}': file for i, file in enumerate(_decode_files(tensor))}
   sizes = [requests.read_size(file, settings, name) for name, file in files.items()]
@@ -212,7 +219,7 @@ def _read_images(
     if len(set(sizes)) > 1:
       problem = 'Maps of images of different sizes do not form a tensor'
       raise RequestError(400, f"{problem}; request outputs without 'map'.")
-    answer_size.check_maps(sizes, settings.max_answer_bytes)
+    response_size.check_maps(sizes, settings.max_answer_bytes)
   return [requests.read_image(file, ops, settings, name) for name, file in files.items()]
 
 
@@ -229,26 +236,24 @@ def _decode_files(tensor: InputTensor) -> list[bytes]:
     raise RequestError(400, f'BYTES of shape {tensor.shape} {problem}')
   for i, text in enumerate(tensor.data):
     try:
-      files.append(base64.b64decode(text, validate=True))
+      files.append(requests.decode_base64(text))
     except ValueError:
       raise RequestError(422, f'image {i}: it is not an image file in base64.') from None
   return files
 
 
-def _to_array(tensor: InputTensor) -> UInt8[np.ndarray, 'b h w 3']:
-  """Convert a flat or nested list of numbers to an array."""
+def _to_array(tensor: InputTensor, lists: json_body.Lists) -> UInt8[np.ndarray, 'b h w 3']:
+  """Return the pixels of a flat or nested list of numbers."""
   try:
-    values = np.asarray(tensor.data).reshape(tensor.shape)
-    is_valid = values.dtype.kind == 'i' and values.shape[3:] == (3,)
-    if not is_valid or values.min() < 0 or values.max() > 255:
-      raise ValueError
-  except (ValueError, OverflowError):  # A list without numbers has no minimum.
+    if tensor.shape[3:] != [3]:
+      raise ValueError(f'its shape is {tensor.shape}')
+    return json_body.parse_pixels(json_body.list_text(tensor.data, lists), tensor.shape)
+  except (ValueError, TypeError):
     raise RequestError(
       400,
       'UINT8 data must have a shape [b, h, w, 3] without zeros, and b*h*w*3 whole numbers from 0 '
-      f'to 255; got shape {tensor.shape}.',
+      f'to 255, in one list or nested in this shape; got shape {tensor.shape}.',
     ) from None
-  return values.astype(np.uint8)
 
 
 def _response(

@@ -5,13 +5,13 @@ import base64
 from collections.abc import AsyncGenerator, Iterable, Sequence
 
 import pydantic
-from starlette import datastructures, formparsers
+from starlette import formparsers
 from starlette.requests import Request
 
 from uadjax.data import image_io, inputs, transforms
 from uadjax.data.inputs import LoadedImage
 from uadjax.errors import DataError
-from uadjax.serve import connections
+from uadjax.serve import connections, json_body
 from uadjax.serve.capacity import Capacity
 from uadjax.serve.errors import RequestError
 from uadjax.serve.settings import Settings
@@ -25,6 +25,7 @@ _IMAGE_TYPES = (
 _RAW_TYPES = 'application/octet-stream', *_IMAGE_TYPES
 _FILE_FIELDS = ('image', 'file')
 TEXT_OPTIONS = ('model', 'part')  # The other options are flags.
+_BASE64_CHUNK = 1 << 18  # Characters, a multiple of 4.
 MAX_PART_LENGTH = 200  # Of the name of a part.
 
 
@@ -88,10 +89,10 @@ async def read_body(request: Request, max_bytes: int, incomplete_bytes: Capacity
   return b''.join(chunks)
 
 
-async def parse_request(request: Request, content: bytes) -> tuple[bytes | str, RequestOptions]:
+def parse_request(request: Request, content: bytes) -> tuple[bytes | str, RequestOptions]:
   """Return the image, in an encoded file or at a URL, and the options of a request.
 
-  Its body is JSON, a form with a file, or an image file.
+  Its body is JSON, a form with a file, or an image file. Slow, so call it in a thread.
 
   Raises:
     RequestError: the body is none of these, or an option is unknown.
@@ -101,19 +102,12 @@ async def parse_request(request: Request, content: bytes) -> tuple[bytes | str, 
   query = dict(request.query_params)
   if content_type == _JSON_TYPE:
     _require_known_names(query, 'the query of a JSON request', ())
-    options = PredictRequest.model_validate_json(content)
+    options, _ = json_body.parse(content, PredictRequest)
     return _decode_image(options.image), options
   option_names = tuple(RequestOptions.model_fields)
   _require_known_names(query, 'the query', option_names)
   if content_type == _FORM_TYPE:
-    form = await _parse_form(request, content)
-    files = [x for name in _FILE_FIELDS for x in form.getlist(name) if not isinstance(x, str)]
-    if len(files) != 1:
-      problem = "The form needs one file, in a field named 'image' (curl: -F image=@FILE)"
-      raise RequestError(422, f'{problem}; got fields {list(form)} with {len(files)} files.')
-    image = await files[0].read()
-    fields = {name: value for name, value in form.items() if isinstance(value, str)}
-    await form.close()
+    image, fields = asyncio.run(_parse_form(request, content))
     _require_known_names(fields, 'the form', option_names)
     if duplicates := sorted(fields.keys() & query.keys()):
       raise RequestError(422, f'{duplicates[0]!r} is in both the query and the form; send it once.')
@@ -186,13 +180,28 @@ def _decode_image(text: str) -> bytes | str:
     return text
   base64_text = text.partition(',')[2] if text.startswith('data:') else text
   try:
-    return base64.b64decode(base64_text, validate=True)
+    return decode_base64(base64_text)
   except ValueError:
     problem = 'neither base64 nor a URL (http:// or https://); remove line breaks from base64.'
     raise RequestError(422, f'image: {problem}') from None
 
 
-async def _parse_form(request: Request, content: bytes) -> datastructures.FormData:
+def decode_base64(text: str) -> bytes:
+  """Decode strict base64 in chunks, between which other threads can run; see `json_body`.
+
+  Raises:
+    ValueError: the text is not base64.
+  """
+  encoded = text.encode('ascii')
+  if 0 <= encoded.find(b'=') < len(encoded) - 2:
+    raise ValueError('it has padding before its end')
+  starts = range(0, len(encoded), _BASE64_CHUNK)
+  return b''.join(base64.b64decode(encoded[i : i + _BASE64_CHUNK], validate=True) for i in starts)
+
+
+async def _parse_form(request: Request, content: bytes) -> tuple[bytes, dict[str, str]]:
+  """Return the file of a form, and its other fields."""
+
   async def stream() -> AsyncGenerator[bytes]:
     yield content
 
@@ -201,10 +210,18 @@ async def _parse_form(request: Request, content: bytes) -> datastructures.FormDa
       request.headers, stream(), max_files=1, max_fields=8, max_part_size=max(1, len(content))
     )
     parser.spool_max_size = 0  # Unlimited: the content is in memory anyway, and a disk may be full.
-    return await parser.parse()
+    form = await parser.parse()
   except (formparsers.MultiPartException, KeyError, ValueError, AssertionError) as error:
     reason = getattr(error, 'message', '') or 'its parts cannot be separated'
     raise RequestError(422, f'The form cannot be read: {reason}.') from None
+  files = [x for name in _FILE_FIELDS for x in form.getlist(name) if not isinstance(x, str)]
+  if len(files) != 1:
+    problem = "The form needs one file, in a field named 'image' (curl: -F image=@FILE)"
+    raise RequestError(422, f'{problem}; got fields {list(form)} with {len(files)} files.')
+  image = await files[0].read()
+  fields = {name: value for name, value in form.items() if isinstance(value, str)}
+  await form.close()
+  return image, fields
 
 
 def _require_known_names(names: Iterable[str], location: str, allowed_names: Sequence[str]) -> None:

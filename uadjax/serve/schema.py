@@ -72,7 +72,7 @@ class _VerdictResponse(_Envelope):
 class _RequestLimits(pydantic.BaseModel):
   max_bytes: int = pydantic.Field(description='Maximum size of a request body.')
   max_pixels: int = pydantic.Field(description='Maximum number of pixels of an image.')
-  max_answer_bytes: int = pydantic.Field(description='Maximum size of an answer, as estimated.')
+  max_answer_bytes: int = pydantic.Field(description='Maximum size of a response, as estimated.')
   queue: int = pydantic.Field(description='Maximum number of images in progress.')
   deadline_s: float
 
@@ -90,7 +90,7 @@ _ERRORS = {
   401: 'The token is missing or wrong.',
   404: 'The model is unknown.',
   408: 'The body stalled.',
-  413: 'The request has too many bytes or pixels, or its answer would have.',
+  413: 'The request has too many bytes or pixels, or its response would have.',
   415: 'The type of the body is not supported.',
   422: 'The image or an option is invalid; errorMsg lists the problems.',
   503: 'The queue is full, or the model is not ready; try again.',

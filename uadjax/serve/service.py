@@ -22,6 +22,7 @@ from uadjax.serve.errors import RequestError, RETRY_HEADERS
 from uadjax.serve.settings import Settings
 from uadjax.system import threads
 
+_NUM_PARSERS = 2
 _MAX_PARTS = 10_000  # Enough, because the images of a part arrive close together.
 
 
@@ -37,6 +38,8 @@ class Service:
     failure: error that kept a model from opening, or None.
     part_verdicts: label and number of images by model and part, for the last _MAX_PARTS parts.
     executor: threads for blocking functions.
+    parse_executor: threads for the parsing of bodies. There are few of them, since they share the
+      interpreter with the event loop.
     download_executor: threads for downloads, which wait for servers of others.
     images: capacity for images that are read, queued or scored.
     downloads: capacity for downloads.
@@ -54,6 +57,7 @@ class Service:
     self.failure: BaseException | None = None
     self.part_verdicts = collections.OrderedDict[tuple[str, str], tuple[str, int]]()
     self.executor = futures.ThreadPoolExecutor(threads.num_cores(), 'uadjax-serve')
+    self.parse_executor = futures.ThreadPoolExecutor(_NUM_PARSERS, 'uadjax-parse')
     # First in, first out: if all requests started at once, none would meet its deadline.
     self.admission = asyncio.Semaphore(0)
     self.download_executor = futures.ThreadPoolExecutor(settings.queue, 'uadjax-download')
@@ -86,7 +90,7 @@ class Service:
     """Stop the batchers and the threads."""
     for batcher in self.batchers.values():
       await batcher.close()
-    for executor in (self.executor, self.download_executor):
+    for executor in (self.executor, self.parse_executor, self.download_executor):
       executor.shutdown(wait=False, cancel_futures=True)
 
   async def run_in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -101,6 +105,18 @@ class Service:
     """
     self.images.check()
     return await requests.read_body(request, self.settings.max_bytes, self.incomplete_bytes)
+
+  async def parse(self, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function that parses a body in a thread, and return its result.
+
+    The body takes a place in the queue meanwhile, so that few wait for a thread.
+
+    Raises:
+      RequestError: the queue is full.
+    """
+    loop = asyncio.get_running_loop()
+    with self.images.reserve():
+      return await loop.run_in_executor(self.parse_executor, function, *args)
 
   async def download(self, url: str) -> bytes:
     """Return the image file at a URL, which takes no place in the queue meanwhile.

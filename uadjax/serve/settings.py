@@ -11,6 +11,9 @@ from uadjax.errors import ConfigError, MissingDevice
 from uadjax.export import runtimes
 from uadjax.system import http, logging
 
+# Every size up to the largest is tried at the start, with random images of this number.
+_MAX_BATCH = 256
+
 
 def _check_token(token: str) -> None:
   if token and (not token.isascii() or ' ' in token):
@@ -31,7 +34,9 @@ class Settings:
     'auto', 'auto, cpu, gpu, tpu, or some of several devices: gpu:0,1.', check=mesh.select_devices
   )
   backend: str = field('jax', 'jax, or an inference runtime.', choices=('jax', *runtimes.BACKENDS))
-  batch: int = field(0, 'Largest batch; 1 for none, 0 for what suits the device.', minimum=0)
+  batch: int = field(
+    0, 'Largest batch; 1 for none, 0 for what suits the device.', minimum=0, maximum=_MAX_BATCH
+  )
   queue: int = field(64, 'Images in progress; requests beyond it are rejected (503).', minimum=1)
   deadline_s: float = field(
     30.0, 'Time from the first byte of a request until it fails (504).', unit='s', above=0
@@ -43,7 +48,10 @@ class Settings:
     50_000_000, 'Largest image, as its header says before it is decoded.', unit='pixels', minimum=1
   )
   max_answer_bytes: int = field(
-    64 << 20, 'Largest answer, as estimated from the sizes of the images.', unit='bytes', minimum=1
+    64 << 20,
+    'Largest response, as estimated from the sizes of the images.',
+    unit='bytes',
+    minimum=1,
   )
   access: http.Access = dataclasses.field(default_factory=lambda: http.Access(urls=False))
   token: str = field('', 'Secret that requests must send; empty for none.', check=_check_token)
