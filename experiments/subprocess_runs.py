@@ -6,43 +6,85 @@ from pathlib import Path
 import subprocess
 import sys
 import tempfile
-from typing import NamedTuple
+import time
+from typing import IO, NamedTuple
+
+import process_memory
 
 from uadjax.sweep import results, slots
 
 FIRST_SEED = 3  # The seed in configs/.
 _LAST_LINES = 12
+_SAMPLE_SECONDS = 0.05
 
 
 class CompletedCommand(NamedTuple):
-  """Output of a command that succeeded.
+  """Output of a command that succeeded, and what it took.
 
   Attributes:
     stdout: standard output of the command.
     peak_mb: largest resident size of its process in MB.
+    cpu_seconds: CPU time of its process and of the descendants that it waited for.
+    memory: largest sum of PSS over its process and all descendants; None outside Linux, and
+      without sampling.
   """
 
   stdout: str
   peak_mb: int
+  cpu_seconds: float
+  memory: process_memory.MemoryPeak | None
 
 
-def run_command(command: Sequence[str], cwd: Path | None = None) -> CompletedCommand:
-  """Run a command; if it fails, exit with its last lines of output."""
-  with tempfile.TemporaryFile('w+') as out, tempfile.TemporaryFile('w+') as err:
+def run_command(
+  command: Sequence[str], cwd: Path | None = None, sample_memory: bool = False
+) -> CompletedCommand:
+  """Run a command; if it fails, exit with its last lines of output.
+
+  Args:
+    command: program and arguments.
+    cwd: folder in which it runs.
+    sample_memory: whether to sample the memory of the process tree every 50 ms.
+  """
+  with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    streams = [out, err]
     with subprocess.Popen(command, cwd=cwd, stdout=out, stderr=err) as process:
+      memory = _sample_memory(process.pid, streams) if sample_memory else None
       # Other ways to wait do not report the memory of a single child process.
       _, status, usage = os.wait4(process.pid, 0)
       process.returncode = os.waitstatus_to_exitcode(status)
-    texts = []
-    for stream in (out, err):
-      stream.seek(0)
-      texts.append(stream.read())
+    texts = [_read_text(stream) for stream in streams]
   if process.returncode:
     last_lines = '\n  '.join(''.join(texts).splitlines()[-_LAST_LINES:])
     sys.exit(f'{" ".join(command)} failed with exit status {process.returncode}:\n  {last_lines}')
-  return CompletedCommand(
-    texts[0], usage.ru_maxrss // (1 << 20 if sys.platform == 'darwin' else 1 << 10)
-  )
+  peak_mb = usage.ru_maxrss // (1 << 20 if sys.platform == 'darwin' else 1 << 10)
+  return CompletedCommand(texts[0], peak_mb, usage.ru_utime + usage.ru_stime, memory)
+
+
+def _sample_memory(pid: int, streams: Sequence[IO[bytes]]) -> process_memory.MemoryPeak | None:
+  """Sample the memory of a child process and its descendants until it ends, without reaping it.
+
+  Args:
+    pid: the child process.
+    streams: its output files; the last line of the last one with any names the phase.
+  """
+  if sys.platform != 'linux':
+    return None
+  sampler, offsets = process_memory.PeakSampler(pid), [0] * len(streams)
+  while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+    if sampler.sample():
+      offsets = [os.fstat(stream.fileno()).st_size for stream in streams]
+    time.sleep(_SAMPLE_SECONDS)
+  outputs = [
+    _read_text(stream, size).split('\n') for stream, size in zip(streams, offsets, strict=True)
+  ]
+  phases = [line for lines in outputs for line in lines if line.strip()]
+  megabytes = sampler.pss_kb / 1024, sampler.rss_kb / 1024
+  return process_memory.MemoryPeak(*megabytes, sampler.seconds, phases[-1] if phases else '')
+
+
+def _read_text(stream: IO[bytes], size: int = -1) -> str:
+  stream.seek(0)
+  return stream.read(size).decode(errors='replace')
 
 
 def run_flags(root: str, category: str, weights: str, seed: int = FIRST_SEED) -> list[str]:
