@@ -23,7 +23,7 @@ class CompletedCommand(NamedTuple):
 
   Attributes:
     stdout: standard output of the command.
-    peak_mb: largest resident size of its process in MB.
+    peak_mb: largest resident size of its process in MB; at least that of the process that ran it.
     cpu_seconds: CPU time of its process and of the descendants that it waited for.
     memory: largest sum of PSS over its process and all descendants; None outside Linux, and
       without sampling.

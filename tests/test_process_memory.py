@@ -23,8 +23,7 @@ def test_peak_is_that_of_all_processes_together():
   command = [sys.executable, '-S', '-c', _SCRIPT]
   completed = subprocess_runs.run_command(command, sample_memory=True)
   memory = completed.memory
-  assert 95 < memory.pss_mb < completed.peak_mb + 95
-  assert completed.peak_mb < 95 < memory.rss_mb
+  assert 95 < memory.pss_mb <= memory.rss_mb < 145
   assert memory.phase == 'both'
   assert completed.stdout.split() == ['one', 'process', 'both', 'none']
   assert subprocess_runs.run_command([*command[:-1], '1']).memory is None
