@@ -8,6 +8,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 import small_runs
+from stored_arrays import stored
 
 from uadjax import backbones, config as configs, create_model
 from uadjax.data.image_cache import ImageCache
@@ -72,6 +73,21 @@ MAKERS = {
 }
 
 
+def test_cpu_devices_share_the_memory_of_replicas():
+  tree = {'a': jnp.arange(600.0).reshape(20, 30), 'b': jnp.arange(4)}
+  mesh = meshes.make_mesh('cpu', 3, 0)
+  replicas = meshes.replicate(mesh, tree)
+  copies = meshes.replicate(mesh, tree, copy=True)
+  for name, leaf in tree.items():
+    pointers = {s.data.unsafe_buffer_pointer() for s in replicas[name].addressable_shards}
+    assert pointers == {leaf.unsafe_buffer_pointer()}
+    assert len(replicas[name].sharding.device_set) == 3
+    assert leaf.unsafe_buffer_pointer() not in {
+      s.data.unsafe_buffer_pointer() for s in copies[name].addressable_shards
+    }
+    np.testing.assert_array_equal(replicas[name], leaf)
+
+
 def learned(name, variables, features, devices):
   """All that a run makes of images: what is kept, what is fitted, and scores."""
   n = len(features)
@@ -91,7 +107,7 @@ def learned(name, variables, features, devices):
   coresets = once.select_coresets(state, {}) if once.select_coresets else {}
   kept = {k: np.asarray(v) for k, v in coresets.items()}
   state = left.select(state) if left.select else state
-  kept |= {k: np.array(v) for k, v in left.to_arrays(state).items()}
+  kept |= stored(left.to_arrays(state))
   fitted = jax.device_get(detector.finalize(state))
   reference = once.leave_fold_out(variables, {k: np.array(v) for k, v in kept.items()}, 1)
   test = meshes.shard_batch(mesh, images(ROWS, 1))
@@ -187,7 +203,7 @@ def test_a_model_that_is_split_judges_the_same(name, trained, drawn):
   mesh = meshes.make_mesh('cpu', 8, 0)
   model = model_dir.load(directory, mesh)
   if name != 'stfpm':  # Of which nothing is split.
-    learned = model.fitted.whitening if name == 'padim' else model.fitted.memory_bank.rows
+    learned = model.fitted.whitening.matrices if name == 'padim' else model.fitted.memory_bank.rows
     assert learned.addressable_shards[0].data.shape[0] == len(learned) // 8
   records = [Record(path) for path in files]
 

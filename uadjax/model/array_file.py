@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import math
-import mmap
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,8 @@ import numpy as np
 
 from uadjax.errors import ModelError
 from uadjax.model.manifest import HINT
+from uadjax.numerics import triangles
+from uadjax.numerics.triangles import Triangles
 from uadjax.system import files, memory
 from uadjax.types import Arrays
 
@@ -32,20 +33,22 @@ def save_arrays(folder: Path, fitted: object) -> str:
   """Write fitted arrays as `fitted.safetensors` into the folder of a model.
 
   The file has safetensors' format: 8 bytes with the length of a JSON header, the header, and the
-  raw little-endian arrays. It is written and hashed in chunks, without copying the arrays.
+  raw little-endian arrays. It is written and hashed in chunks, without copying the arrays. Of
+  `Triangles`, it has the packed lower triangles.
 
   Returns:
     The SHA-256 of the file, which the manifest has to contain.
   """
   leaves = leaves_by_path(fitted)
+  stored = {name: _stored_struct(leaf) for name, leaf in leaves.items()}
   type_names = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
   # Arrays whose size is a multiple of the alignment come first, so that each of them is aligned.
-  names = sorted(leaves, key=lambda name: (leaves[name].nbytes % _ALIGNMENT != 0, name))
+  names = sorted(stored, key=lambda name: (_num_bytes(stored[name]) % _ALIGNMENT != 0, name))
   header, end = {}, 0
   for name in names:
-    leaf, begin = leaves[name], end
-    dtype, end = type_names[leaf.dtype], end + leaf.nbytes
-    header[name] = {'dtype': dtype, 'shape': leaf.shape, 'data_offsets': [begin, end]}
+    struct, begin = stored[name], end
+    dtype, end = type_names[struct.dtype], end + _num_bytes(struct)
+    header[name] = {'dtype': dtype, 'shape': struct.shape, 'data_offsets': [begin, end]}
   files.announce_size('the model', folder, end)
   header_bytes = json.dumps(header).encode()
   header_bytes += b' ' * (-(8 + len(header_bytes)) % _ALIGNMENT)
@@ -59,13 +62,28 @@ def save_arrays(folder: Path, fitted: object) -> str:
 
 
 def leaves_by_path(tree: object) -> Arrays:
-  """Return the leaves of a tree by path, such as `bank/rows`: their names in the file."""
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  """Return the arrays and `Triangles` of a tree by path, such as `bank/rows`: their names."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree, lambda node: isinstance(node, Triangles))[0]
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
-def _byte_chunks(leaf: jax.Array | np.ndarray) -> Iterator[memoryview]:
-  """Return chunks of an array's bytes, without copying a NumPy array."""
+def _stored_struct(
+  leaf: jax.Array | np.ndarray | jax.ShapeDtypeStruct | Triangles,
+) -> jax.ShapeDtypeStruct:
+  """Return shape and type of the array that a file has of a leaf."""
+  if isinstance(leaf, Triangles):
+    return jax.ShapeDtypeStruct(leaf.packed_shape, leaf.matrices.dtype)
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _num_bytes(struct: jax.ShapeDtypeStruct) -> int:
+  return math.prod(struct.shape) * struct.dtype.itemsize
+
+
+def _byte_chunks(leaf: jax.Array | np.ndarray | Triangles) -> Iterator[memoryview]:
+  """Return chunks of the bytes that a file has of a leaf, without copying a NumPy array."""
+  if isinstance(leaf, Triangles):
+    return (block.reshape(-1).view(np.uint8).data for block in leaf.pack_blocks())
   data = np.asarray(leaf).reshape(-1).view(np.uint8).data
   return (data[offset : offset + _CHUNK_BYTES] for offset in range(0, len(data), _CHUNK_BYTES))
 
@@ -77,12 +95,11 @@ def read_arrays(
 
   The header is compared with the template and with the size of the file before anything else is
   read. The file is read rather than mapped, so that the data stays as hashed even if the file
-  changes. The memory has pages of its own rather than malloc's: they are aligned, and are returned
-  to the system with the last array.
+  changes. Of `Triangles` in the template, whole matrices are returned.
 
   Args:
     path: the file.
-    template: shapes and types of the arrays by name.
+    template: shapes and types of the arrays by name, from `leaves_by_path`.
     bank_leaves: names of the arrays that may have another number of rows, which is the same for
       all of them.
 
@@ -98,18 +115,34 @@ def read_arrays(
       _require_contiguous(entries, num_bytes - file.tell(), path)
       data_start = file.tell()
       file.seek(0)
-      buffer = _allocate(num_bytes, path)
-      for offset in range(0, num_bytes, _CHUNK_BYTES):
-        chunk = memoryview(buffer)[offset : min(offset + _CHUNK_BYTES, num_bytes)]
-        file.readinto(chunk)
-        digest.update(chunk)
+      digest.update(file.read(data_start))
+      arrays = _allocate(entries, template, path)
+      for name, array in arrays.items():
+        read = _read_triangles if isinstance(template[name], Triangles) else _read_array
+        read(file, array, digest)
   except OSError as error:
     raise ModelError(f'{path} cannot be read: {error.strerror}.') from None
-  arrays = {
-    name: np.ndarray(entry.shape, entry.dtype, buffer, data_start + entry.begin)
-    for name, entry in entries.items()
-  }
   return arrays, digest.hexdigest()
+
+
+def _read_array(file: io.BufferedReader, array: np.ndarray, digest: 'hashlib._Hash') -> None:
+  """Read an array in chunks."""
+  data = array.reshape(-1).view(np.uint8).data
+  for offset in range(0, len(data), _CHUNK_BYTES):
+    chunk = data[offset : offset + _CHUNK_BYTES]
+    file.readinto(chunk)
+    digest.update(chunk)
+
+
+def _read_triangles(file: io.BufferedReader, matrices: np.ndarray, digest: 'hashlib._Hash') -> None:
+  """Read the packed triangles of matrices, which are zero so far, in chunks."""
+  d = matrices.shape[-1]
+  matrices, size = matrices.reshape(-1, d, d), triangles.block_size(d)
+  for start in range(0, len(matrices), size):
+    block = matrices[start : start + size]
+    packed = np.empty((len(block), triangles.num_entries(d)), matrices.dtype)
+    _read_array(file, packed, digest)
+    triangles.unpack(packed, block)
 
 
 def require_finite(arrays: Arrays, path: Path) -> None:
@@ -166,11 +199,12 @@ def _require_template(
     raise ModelError(f'{path} {problem}.', key=names[0], hint=HINT)
   num_rows = {entries[name].shape[:1] for name in bank_leaves}
   for name, leaf in template.items():
-    (dtype, shape, *_), expected = entries[name], tuple(leaf.shape)
+    (dtype, shape, *_), struct = entries[name], _stored_struct(leaf)
+    expected = tuple(struct.shape)
     if name in bank_leaves and len(num_rows) == 1 and shape[:1] > (0,):
       expected = (shape[0], *expected[1:])
-    if (dtype, shape) != (leaf.dtype, expected):
-      problem = f'must have type {leaf.dtype} and shape {expected}, but has {dtype} and {shape}'
+    if (dtype, shape) != (struct.dtype, expected):
+      problem = f'must have type {struct.dtype} and shape {expected}, but has {dtype} and {shape}'
       raise _damaged(path, f'{name} {problem}', name)
 
 
@@ -187,13 +221,28 @@ def _require_contiguous(entries: Mapping[str, _Entry], num_bytes: int, path: Pat
     raise _damaged(path, f'it has {num_bytes} bytes of arrays instead of {position}')
 
 
-def _allocate(num_bytes: int, path: Path) -> mmap.mmap:
+def _allocate(entries: Mapping[str, _Entry], template: Arrays, path: Path) -> dict[str, np.ndarray]:
+  """Return the arrays of a file, in its order, as views of one block of zeros.
+
+  The block has pages of its own rather than malloc's. Its arrays are aligned for JAX.
+  """
+  offsets, shapes, num_bytes = {}, {}, 0
+  for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
+    leaf = template[name]
+    shapes[name] = leaf.matrices.shape if isinstance(leaf, Triangles) else entry.shape
+    offsets[name] = num_bytes
+    num_bytes += math.prod(shapes[name]) * entry.dtype.itemsize
+    num_bytes += -num_bytes % _ALIGNMENT
   # A sparse file may be larger than any memory, which the system would promise nevertheless.
   total_bytes = memory.total_bytes()
   if total_bytes is not None and num_bytes > total_bytes:
     sizes = f'{num_bytes / 1e9:.1f} GB, but this machine has {total_bytes / 1e9:.1f} GB of memory'
-    raise ModelError(f'{path} has {sizes}.', hint=HINT)
-  return mmap.mmap(-1, num_bytes, access=mmap.ACCESS_COPY)
+    raise ModelError(f'{path} needs {sizes}.', hint=HINT)
+  buffer = memory.allocate_pages(num_bytes)
+  return {
+    name: np.ndarray(shapes[name], entries[name].dtype, buffer, offset)
+    for name, offset in offsets.items()
+  }
 
 
 def _damaged(path: Path, problem: str, key: str | None = None) -> ModelError:

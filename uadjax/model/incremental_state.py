@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, UInt8
 import numpy as np
 
 from uadjax.errors import describe, ModelError, Setting
+from uadjax.numerics.triangles import Triangles
 from uadjax.system import files, npy
 from uadjax.types import Arrays
 
@@ -74,11 +75,30 @@ EMPTY = IncrementalState(
 
 
 def save_state_arrays(folder: Path, state_arrays: Arrays) -> None:
-  """Write arrays one by one, without copies, because a covariance may have gigabytes."""
-  num_bytes = sum(getattr(value, 'nbytes', 0) for value in state_arrays.values())
+  """Write arrays one by one, without copies, because a covariance may have gigabytes.
+
+  Of `Triangles`, the packed lower triangles are written.
+  """
+  num_bytes = sum(
+    value.packed_bytes if isinstance(value, Triangles) else getattr(value, 'nbytes', 0)
+    for value in state_arrays.values()
+  )
   files.announce_size('the state for adding images later', folder, num_bytes)
   for name, value in state_arrays.items():
-    np.save(folder / f'{name}.npy', np.asarray(value), allow_pickle=False)
+    path = folder / f'{name}.npy'
+    if isinstance(value, Triangles):
+      _write_triangles(path, value)
+    else:
+      np.save(path, np.asarray(value), allow_pickle=False)
+
+
+def _write_triangles(path: Path, triangles: Triangles) -> None:
+  dtype = np.lib.format.dtype_to_descr(np.dtype(triangles.matrices.dtype))
+  header = {'descr': dtype, 'fortran_order': False, 'shape': triangles.packed_shape}
+  with path.open('wb') as file:
+    np.lib.format.write_array_header_1_0(file, header)
+    for block in triangles.pack_blocks():
+      file.write(block.data)
 
 
 def save_images(folder: Path, images: LearnedImages) -> None:

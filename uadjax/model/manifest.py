@@ -17,7 +17,7 @@ from uadjax.data.image_statistics import ImageStatistics
 from uadjax.errors import ModelError
 from uadjax.model.settings import CALIBRATION_METHODS
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 HINT = 'Fit the model again, or restore the file.'
 
 _KIND_TEXTS = {int: 'a whole number', float: 'a number', str: 'text'}

@@ -22,7 +22,8 @@ from uadjax.detectors.base import Embeddings, HostEmbeddings, Images, Statistics
 from uadjax.detectors.padim import gaussians
 from uadjax.detectors.settings import PadimSettings
 from uadjax.errors import refuse, Setting
-from uadjax.numerics import gaussian, projections
+from uadjax.numerics import gaussian, projections, triangles
+from uadjax.numerics.triangles import Triangles
 from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
 
 Stages = dict[str, Float[Array, 'b _h _w _c']]  # The backbone's feature maps by stage.
@@ -83,7 +84,7 @@ class Fitted(NamedTuple):
 
   feature_extractor: FeatureExtractor
   mean: Float[Array, 'h w d']
-  whitening: Float[Array, 'h w d d']
+  whitening: Triangles
 
 
 class HeldOutModel(NamedTuple):
@@ -206,14 +207,14 @@ def finalize(config: Config, state: State) -> Fitted:
   """Return the Gaussians without padding rows; consumes the state."""
   (n, mean, m2), h = state.moments, config.map_size[0]
   whitening = gaussians.whiten(m2, n, config.options.ridge, 0, config.context.shards)
-  return Fitted(state.extractor, mean[:h], whitening[:h])
+  return Fitted(state.extractor, mean[:h], Triangles(whitening[:h]))
 
 
 def pad_to_shards(config: Config, model: Fitted | HeldOutModel) -> Fitted | HeldOutModel:
   """Pad the Gaussians with rows of zeros to a multiple of the number of shards."""
   if isinstance(model, HeldOutModel):
     return model._replace(fitted=pad_to_shards(config, model.fitted))
-  padded = (gaussians.pad_rows(x, 0, config.padded_height) for x in model[1:])
+  padded = jax.tree.map(lambda x: gaussians.pad_rows(x, 0, config.padded_height), model[1:])
   return Fitted._make((model.feature_extractor, *padded))
 
 
@@ -222,7 +223,7 @@ def score(config: Config, fitted: Fitted, images: Images) -> Scores:
   extractor, mean, whitening = fitted
   x = extract_features(config, extractor, images)
   shards = config.context.shards
-  distance = gaussians.map_over_rows(gaussian.mahalanobis, x, mean, whitening, shards)
+  distance = gaussians.map_over_rows(gaussian.mahalanobis, x, mean, whitening.matrices, shards)
   return _score_distances(config, distance)
 
 
@@ -235,7 +236,7 @@ def _score_distances(config: Config, distance: Float[Array, 'b h w']) -> Scores:
 def export_score_fn(config: Config, fitted: Fitted) -> Callable[[Images], Scores]:
   """Return `score` for fixed parameters, with the whitening matrices cut into bands ahead."""
   extractor, mean, whitening = fitted
-  bands = gaussian.cut_into_bands(whitening)
+  bands = gaussian.cut_into_bands(whitening.matrices)
 
   def score(images: Images) -> Scores:
     x = extract_features(config, extractor, images)
@@ -245,11 +246,12 @@ def export_score_fn(config: Config, fitted: Fitted) -> Callable[[Images], Scores
 
 
 def leave_fold_out(config: Config, variables: Variables, arrays: Arrays, fold: int) -> HeldOutModel:
-  """Return the model for the only fold; overwrites `arrays['m2']` if it is writeable."""
+  """Return the model for the only fold."""
   del fold
   n, mean, projection = (jnp.asarray(arrays[k]) for k in ('n', 'mean', 'projection'))
   whitening = jax.device_put(gaussians.whiten_on_host(arrays['m2'], n, config.options.ridge, 1))
-  return HeldOutModel(Fitted(FeatureExtractor(variables, projection), mean, whitening), n)
+  extractor = FeatureExtractor(variables, projection)
+  return HeldOutModel(Fitted(extractor, mean, Triangles(whitening)), n)
 
 
 def score_held_out(config: Config, model: HeldOutModel, batch: Batch) -> Scores:
@@ -260,7 +262,8 @@ def score_held_out(config: Config, model: HeldOutModel, batch: Batch) -> Scores:
     return gaussian.leave_one_out_distance(x, num_images, mean, whitening)
 
   x = embed(config, extractor, batch)
-  distance = gaussians.map_over_rows(distance_fn, x, mean, whitening, config.context.shards)
+  shards = config.context.shards
+  distance = gaussians.map_over_rows(distance_fn, x, mean, whitening.matrices, shards)
   return _score_distances(config, distance)
 
 
@@ -268,24 +271,34 @@ def remove(
   config: Config, variables: Variables, arrays: Arrays, embeddings: Iterable[HostEmbeddings]
 ) -> Fitted:
   """Return the Gaussians of all images but those with the given embeddings."""
-  n, mean, m2, projection = (jnp.array(arrays[k]) for k in ('n', 'mean', 'm2', 'projection'))
-  n, mean, m2 = gaussian.remove_batches(gaussian.Moments(n, mean, m2), embeddings)
+  n, mean, m2 = gaussian.remove_batches(_stored_moments(arrays), embeddings)
   whitening = gaussians.whiten(m2, n, config.options.ridge, 0)
-  return Fitted(FeatureExtractor(variables, projection), mean, whitening)
+  extractor = FeatureExtractor(variables, jnp.asarray(arrays['projection']))
+  return Fitted(extractor, mean, Triangles(whitening))
 
 
 def to_arrays(config: Config, state: State) -> Arrays:
   """Return projection and moments by name, without padding rows."""
   (n, mean, m2), h = state.moments, config.map_size[0]
-  return {'projection': state.extractor.projection, 'n': n, 'mean': mean[:h], 'm2': m2[:h]}
+  m2 = Triangles(m2[:h])
+  return {'projection': state.extractor.projection, 'n': n, 'mean': mean[:h], 'm2': m2}
 
 
 def restore(config: Config, state: State, arrays: Arrays) -> State:
   """Return the initial state with the projection and moments of the run that it extends."""
-  n, mean, m2, projection = (jnp.array(arrays[k]) for k in ('n', 'mean', 'm2', 'projection'))
+  n, mean, m2 = _stored_moments(arrays)
   padded = (gaussians.pad_rows(x, 0, config.padded_height) for x in (mean, m2))
-  extractor = state.extractor._replace(projection=projection)
+  extractor = state.extractor._replace(projection=jnp.array(arrays['projection']))
   return State(extractor, gaussian.Moments._make((n, *padded)))
+
+
+def _stored_moments(arrays: Arrays) -> gaussian.Moments:
+  """Return a copy of the moments of `to_arrays`, as they are stored."""
+  packed, mean = arrays['m2'], jnp.array(arrays['mean'])
+  d = mean.shape[-1]
+  m2 = np.empty((*packed.shape[:-1], d, d), packed.dtype)
+  triangles.unpack(packed.reshape(-1, packed.shape[-1]), m2.reshape(-1, d, d), symmetric=True)
+  return gaussian.Moments(jnp.array(arrays['n']), mean, jnp.array(m2))
 
 
 def summarize(arrays: Arrays, embeddings: Iterator[HostEmbeddings]) -> Statistics:
@@ -301,7 +314,7 @@ def drift(previous_arrays: Arrays, arrays: Arrays) -> Statistics:
   result is the root mean square of these quotients over positions and channels.
   """
   n, mean, m2 = (previous_arrays[name] for name in ('n', 'mean', 'm2'))
-  variance = np.diagonal(m2, axis1=-2, axis2=-1) / max(n - 1, 1)
+  variance = m2[..., triangles.diagonal_positions(mean.shape[-1])] / max(n - 1, 1)
   squared_shift = (np.asarray(arrays['mean']) - mean) ** 2 / np.maximum(variance, 1e-12)
   return {
     'images_before': int(n),

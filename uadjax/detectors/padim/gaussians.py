@@ -16,8 +16,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 import numpy as np
 
-from uadjax.numerics import collectives, gaussian
+from uadjax.numerics import collectives, gaussian, triangles
 from uadjax.numerics.collectives import Shards, SINGLE_SHARD
+from uadjax.system import memory
 
 # Columns of the map that `whiten_on_host` whitens at a time. With a single column, XLA would unroll
 # the loop over columns and round differently than for the whole map.
@@ -111,17 +112,20 @@ def whiten(
 
 
 def whiten_on_host(
-  m2: Float[np.ndarray, 'h w d d'], n: Float[Array, ''], ridge: float, num_held_out: int
+  m2: Float[np.ndarray, 'h w t'], n: Float[Array, ''], ridge: float, num_held_out: int
 ) -> Float[np.ndarray, 'h w d d']:
-  """Return the matrices of `whiten` in host memory, from `m2` in host memory.
+  """Return the matrices of `whiten` in host memory, from the packed triangles of `m2`.
 
-  The device holds only a few columns of the map at a time. A writeable `m2` is overwritten by the
-  result, and not copied.
+  The device holds only a few columns of the map at a time.
   """
-  out = m2 if m2.flags.writeable else m2.copy()
-  for j in range(0, out.shape[1], _COLUMNS_AT_ONCE):
-    columns = np.s_[:, j : j + _COLUMNS_AT_ONCE]
-    out[columns] = whiten(jnp.array(out[columns]), n, ridge, num_held_out)
+  h, w, t = m2.shape
+  d = triangles.num_rows(t)
+  out = np.ndarray((h, w, d, d), m2.dtype, memory.allocate_pages(4 * h * w * d * d))
+  for j in range(0, w, _COLUMNS_AT_ONCE):
+    packed = m2[:, j : j + _COLUMNS_AT_ONCE]
+    columns = np.zeros((*packed.shape[:2], d, d), m2.dtype)  # Only the triangles are read.
+    triangles.unpack(packed.reshape(-1, t), columns.reshape(-1, d, d))
+    out[:, j : j + _COLUMNS_AT_ONCE] = whiten(jnp.array(columns), n, ridge, num_held_out)
   return out
 
 
