@@ -240,6 +240,20 @@ def test_stored_embeddings_are_not_computed_again(records, tmp_path, num_stored,
   np.testing.assert_allclose(got.scores, want.scores, rtol=1e-5)
 
 
+@pytest.mark.parametrize('max_images', [1, 9, 10])
+def test_a_store_holds_views_only_where_all_images_fit(records, max_images):
+  """Copies of a few let the array of all be freed; views cost nothing."""
+  everything = np.arange(120, dtype=np.float32).reshape(10, *SHAPE)
+  store = EmbeddingStore([r.path for r in records[1:]], max_images * everything[0].nbytes)
+  store.add_views([record.path for record in records], everything)
+  stored = [i for i, record in enumerate(records) if store.get([record]) is not None]
+  assert stored == [*range(1, 1 + min(max_images, 9))]
+  for i in stored:
+    np.testing.assert_array_equal(store.get([records[i]])[0], everything[i])
+    is_view = np.shares_memory(store._embeddings[records[i].path], everything)
+    assert is_view == (max_images == 10)
+
+
 def test_images_of_an_earlier_run_are_scored_like_files(records, embeddings, tmp_path):
   """Ids continue those of the earlier run; its arrays are passed to the next one."""
   early, late = tmp_path / 'early', tmp_path / 'late'

@@ -292,6 +292,34 @@ def test_embeddings_stand_for_images(detector, variables, embeddings):
   np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
+def test_learned_embeddings_are_views_of_those_of_this_run(detector, variables, embeddings, kept):
+  """Images in any order, padding between them, and an earlier run's coreset before them."""
+  order, is_image = np.array([2, 0, 5]), np.array([True, False, True, True])
+  x = np.insert(embeddings[order], 1, 9.0, axis=0)
+  ids = np.insert(order + 6, 1, -1).astype(np.int32)
+  part = Batch(images(4), is_image, ids, jnp.asarray(x))
+  for detector_of_run, before in ((detector, None), (make(3, seen=6), kept)):
+    state = detector_of_run.init(jax.random.key(1), variables)
+    if before:
+      state = detector_of_run.incremental.restore(state, before)
+    state, _ = jax.jit(detector_of_run.update)(state, part)
+    image_ids, learned = detector_of_run.leave_one_out.learned_embeddings(state)
+    np.testing.assert_array_equal(image_ids, order + 6)
+    np.testing.assert_array_equal(learned, embeddings[order])
+    bank = np.asarray(state.memory_bank.patches.embeddings)
+    assert np.shares_memory(learned, bank)
+
+
+def test_a_bank_without_the_patches_of_all_images_has_no_learned_embeddings():
+  few_bytes = 5 * GRID**2 * (coreset.bytes_per_point(192) + 4 * PatchcoreSettings().coreset_dim)
+  assert make(6, max_bytes=few_bytes).leave_one_out.learned_embeddings is None
+  mesh = meshes.make_mesh('cpu', 2, 0)
+  sharded = patchcore.make(
+    BACKBONE, RunContext(SIZE, SIZE, 6, shards=meshes.shards(mesh)), PatchcoreSettings()
+  )
+  assert sharded.leave_one_out.learned_embeddings is None
+
+
 def rows_of(fitted):
   return np.asarray(fitted.memory_bank.rows + fitted.memory_bank.center[None])
 

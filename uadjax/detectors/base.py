@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import jax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
 import optax
 
@@ -159,7 +159,7 @@ class LeaveFoldOutFn(Protocol):
 
   Args:
     variables: variables of the backbone.
-    arrays: arrays of `Incremental.to_arrays` and `LeaveOneOut.select_coresets`; may be consumed.
+    arrays: stored arrays of `Incremental.to_arrays` and `LeaveOneOut.select_coresets`.
     fold: fold to leave out.
   """
 
@@ -181,13 +181,23 @@ class RemoveFn(Protocol):
 
   Args:
     variables: variables of the backbone.
-    arrays: arrays of `Incremental.to_arrays`; may be consumed.
+    arrays: stored arrays of `Incremental.to_arrays`.
     embeddings: batches of the embeddings of all images to remove.
   """
 
   def __call__(
     self, variables: types.Variables, arrays: types.Arrays, embeddings: Iterable[HostEmbeddings], /
   ) -> PyTree: ...
+
+
+class LearnedEmbeddingsFn(Protocol):
+  """Return the embeddings of all images of this run, as the State holds them.
+
+  Returns:
+    Ids of the images (`Batch.index`), and their embeddings in this order; on a CPU without a copy.
+  """
+
+  def __call__(self, state: PyTree, /) -> tuple[Int[np.ndarray, ' n'], HostEmbeddings]: ...
 
 
 class LeaveOneOut(NamedTuple):
@@ -203,6 +213,9 @@ class LeaveOneOut(NamedTuple):
       arrays of `Incremental` suffice.
     remove: makes a Fitted without given images, to score near-duplicates; required with a single
       fold, else None.
+    learned_embeddings: returns the embeddings that a State holds before `Incremental.select`, so
+      that `score` needs no second copy of them; None where a State does not hold those of all
+      images.
   """
 
   num_folds: int
@@ -211,12 +224,14 @@ class LeaveOneOut(NamedTuple):
   score: ScoreHeldOutFn
   select_coresets: SelectCoresetsFn | None = None
   remove: RemoveFn | None = None
+  learned_embeddings: LearnedEmbeddingsFn | None = None
 
 
 class ToArraysFn(Protocol):
   """Return the arrays of the last State that later runs need, by name.
 
-  The backbone is not among them. Nothing is copied.
+  The backbone is not among them. Nothing is copied. Stored arrays are these, except that they have
+  the packed lower triangles of `Triangles`.
   """
 
   def __call__(self, state: PyTree, /) -> types.Arrays: ...

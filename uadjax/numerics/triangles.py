@@ -25,7 +25,7 @@ class Triangles(NamedTuple):
     matrices: triangular or symmetric matrices, or what stands for them in the tree.
   """
 
-  matrices: Float[Array, '*shape d d'] | Float[np.ndarray, '*shape d d']
+  matrices: Float[Array, '*shape d d']
 
   @property
   def packed_shape(self) -> tuple[int, ...]:

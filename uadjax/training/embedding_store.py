@@ -44,6 +44,21 @@ class EmbeddingStore:
         self._embeddings[path] = embedding.copy()
         self._free_bytes -= embedding.nbytes
 
+  def add_views(self, paths: Sequence[Path], embeddings: Float[np.ndarray, 'n h w d']) -> None:
+    """Store the embeddings of chosen images that lie in host memory already.
+
+    If all of the array fits, the store holds views of it instead of copies.
+
+    Args:
+      paths: files of the images.
+      embeddings: their embeddings.
+    """
+    is_copied = embeddings.nbytes > self._free_bytes
+    for path, embedding in zip(paths, embeddings, strict=True):
+      if path in self._paths and embedding.nbytes <= self._free_bytes:
+        self._embeddings[path] = embedding.copy() if is_copied else embedding
+        self._free_bytes -= embedding.nbytes
+
   def get(self, records: Sequence[Record]) -> Float[np.ndarray, 'n h w d'] | None:
     """Return the embeddings of images; None if one of them is missing, or without images."""
     embeddings = [self._embeddings.get(record.path) for record in records]

@@ -22,7 +22,12 @@ import numpy as np
 from uadjax.data import batches as batch_streams
 from uadjax.data.image_cache import ImageCache
 from uadjax.data.records import Record
-from uadjax.detectors.base import Detector, Incremental, LeaveOneOut
+from uadjax.detectors.base import (
+  Detector,
+  HostEmbeddings,
+  Incremental,
+  LeaveOneOut,
+)
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.model import incremental_state, scoring
 from uadjax.system import progress, tensorflow
@@ -154,12 +159,13 @@ def _learn(
   # The smallest number that covers all images in `num_steps`, so that batches are evenly filled.
   num_micro_batches = math.ceil(num_images / num_steps / micro_size)
   batch_size = micro_size * num_micro_batches
-  embed = jax.jit(run.leave_one_out.embed)
+  embed, learned_embeddings = jax.jit(run.leave_one_out.embed), _learned_embeddings_fn(run)
   log_hook = fit_hooks.LogHook(num_steps, 0, batch_size, log_every)
 
   def embed_micro_batch(micro_batch: Batch) -> Batch:
     features = embed(extractor, meshes.shard_batch(run.mesh, micro_batch))
-    embeddings.add([run.records[i].path for i in micro_batch.index if i >= 0], features)
+    if learned_embeddings is None:
+      embeddings.add([run.records[i].path for i in micro_batch.index if i >= 0], features)
     # Pixels are no longer needed, but one per image stays: XLA (JAX 0.11) crashes when a sharded
     # program takes an empty array and returns it with others.
     micro_batch = micro_batch._replace(image=micro_batch.image[:, :1, :1], features=features)
@@ -186,7 +192,33 @@ def _learn(
     batches = _join_groups(micro_batches, num_micro_batches, jax.jit(join))
     state = loop.run(update_with_space, state, batches, range(1, num_steps + 1), hooks)
   embeddings.finish()
+  if learned_embeddings is not None:
+    _store_learned(run, embeddings, *learned_embeddings(state))
   return state, finalize
+
+
+def _learned_embeddings_fn(
+  run: OnePassRun,
+) -> Callable[[PyTree], tuple[Int[np.ndarray, ' n'], HostEmbeddings]] | None:
+  """Return the function that takes embeddings from a State, where it need not copy them.
+
+  Other devices have separate memory, from which those of few images must be copied in any case. Of
+  several processes, only one may hold the State.
+  """
+  is_cpu = run.state_mesh.devices.ravel()[0].platform == 'cpu'
+  shares_memory = is_cpu and not processes.is_multiprocess()
+  return run.leave_one_out.learned_embeddings if shares_memory else None
+
+
+def _store_learned(
+  run: OnePassRun,
+  store: EmbeddingStore,
+  image_ids: Int[np.ndarray, ' n'],
+  embeddings: HostEmbeddings,
+) -> None:
+  ids, paths = run.image_table.new_image_ids.tolist(), [record.path for record in run.records]
+  path_by_id = dict(zip(ids, paths, strict=True))
+  store.add_views([path_by_id[i] for i in image_ids.tolist()], embeddings)
 
 
 def _compile_ahead(

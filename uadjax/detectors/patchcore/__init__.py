@@ -17,7 +17,8 @@ from typing import cast, NamedTuple
 import jax
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+import numpy as np
 
 from uadjax import backbones
 from uadjax.detectors import base, image_score
@@ -42,12 +43,14 @@ class Config(NamedTuple):
   Attributes:
     backbone: network whose stages, upsampled to the size of the first, give the patch embeddings.
     image_size: height and width of the images.
+    grid: height and width of the patch grid.
     options: settings. Of these, `approx` uses `jax.lax.approx_min_k`.
     bank: sizes and settings of the memory bank.
   """
 
   backbone: backbones.Backbone
   image_size: tuple[int, int]
+  grid: tuple[int, int]
   options: PatchcoreSettings
   bank: capacity.BankConfig
 
@@ -91,15 +94,18 @@ def make(
   (h, w, _), d = shapes[0], sum(shape[2] for shape in shapes)
   d = min(d, options.channels or d)
   bank = capacity.configure_bank(d, h * w, context, options)
-  config = Config(backbone, (context.height, context.width), options, bank)
+  config = Config(backbone, (context.height, context.width), (h, w), options, bank)
 
   def bind(function: Callable) -> Callable:
     return functools.partial(function, config)
 
   specs = base.ShardingSpecs(_STATE_SPECS, _FITTED_SPECS, _FITTED_SPECS, bind(pad_to_shards))
+  # A bank that is compacted has lost patches; of a sharded one, devices hold parts.
+  holds_all = not bank.needs_compaction and context.shards.num_shards == 1
   leave_one_out = base.LeaveOneOut(
-    bank.num_folds, bind(embed), bind(leave_fold_out), bind(score_held_out), bind(select_coresets)
-  )
+    bank.num_folds, bind(embed), bind(leave_fold_out), bind(score_held_out), bind(select_coresets),
+    learned_embeddings=bind(learned_embeddings) if holds_all else None,
+  )  # fmt: skip
   compact_fn = bind(compact) if bank.needs_compaction else None
   incremental = base.Incremental(
     to_arrays, bind(restore), bind(summarize), drift, compact_fn, bind(select)
@@ -151,6 +157,16 @@ def embed(config: Config, variables: Variables, batch: Batch) -> Embeddings:
   if batch.features is not None:
     return batch.features
   return extract_features(config, variables, jnp.asarray(batch.image))
+
+
+def learned_embeddings(
+  config: Config, state: State
+) -> tuple[Int[np.ndarray, ' n'], HostEmbeddings]:
+  """Return ids and patch embeddings of the images of this run, from a bank that holds them all."""
+  (embeddings, image_id, _), start, stop, *_ = state.memory_bank
+  rows = slice(int(start[0]), int(stop[0]))  # Those before are the coreset of an earlier run.
+  x = np.asarray(embeddings)[rows].reshape(-1, *config.grid, config.bank.d)
+  return np.asarray(image_id)[rows][:: config.bank.patches_per_image], x
 
 
 def update(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
