@@ -69,13 +69,13 @@ def _resident_kb(root: int) -> dict[int, int]:
 
   A child that shares all memory of its parent, as `vfork` makes it, is omitted.
   """
-  sizes, pending, seen = {}, [root], set()
+  sizes, pending, distinct = {}, [root], set()
   while pending:
     pid = pending.pop()
     with contextlib.suppress(OSError):  # A process may end at any time.
       statistics = (_PROC / str(pid) / 'statm').read_text()
-      if statistics not in seen:
-        seen.add(statistics)
+      if statistics not in distinct:
+        distinct.add(statistics)
         sizes[pid] = 4 * int(statistics.split()[1])
       for path in (_PROC / str(pid) / 'task').glob('*/children'):
         pending += map(int, path.read_text().split())

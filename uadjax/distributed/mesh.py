@@ -25,7 +25,6 @@ Device: TypeAlias = Any  # One of jax.devices(), whose class JAX does not export
 Tree = TypeVar('Tree')
 
 _DEVICE_COUNT_FLAG = 'xla_force_host_platform_device_count'
-_MAX_REPLICATED_BYTES = 2 << 30
 _ROWS_PER_CORE = 2
 _PLATFORMS = {'auto': None, 'cpu': 'cpu', 'gpu': 'cuda', 'tpu': 'tpu'}  # As JAX names them.
 
@@ -154,22 +153,6 @@ def single_device_mesh(mesh: Mesh) -> Mesh:
   return Mesh(mesh.devices.ravel()[:1], mesh.axis_names)
 
 
-def mesh_that_fits(mesh: Mesh, tree: PyTree) -> Mesh:
-  """Return the mesh, or its first device alone if replicas of `tree` would fill CPU memory."""
-  devices = devices_that_fit(mesh.devices.ravel().tolist(), tree)
-  return mesh if len(devices) > 1 else single_device_mesh(mesh)
-
-
-def devices_that_fit(devices: Sequence[Device], tree: PyTree) -> Sequence[Device]:
-  """Return the devices, or only the first if replicas of `tree` would fill CPU memory.
-
-  CPU devices share one memory, so each replica adds to it; other devices are never reduced.
-  """
-  num_bytes = len(devices) * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-  is_too_large = devices[0].platform == 'cpu' and num_bytes > _MAX_REPLICATED_BYTES
-  return devices[:1] if is_too_large else devices
-
-
 def replicate(mesh: Mesh, tree: Tree, copy: bool = False) -> Tree:
   """Replicate every leaf on every device of the mesh.
 
@@ -177,8 +160,14 @@ def replicate(mesh: Mesh, tree: Tree, copy: bool = False) -> Tree:
     mesh: the devices.
     tree: the arrays.
     copy: whether to copy leaves that already lie on the devices, so that the result may be donated.
+      Without copies, all CPU devices of a process share the memory of a leaf.
   """
-  return put_on_mesh(mesh, _copy_tree(tree) if copy else tree, P())
+  if copy:
+    tree = _copy_tree(tree)
+  elif mesh.devices.flat[0].platform == 'cpu' and jax.process_count() == 1:
+    # JAX takes aligned NumPy arrays without a copy, and views of its own arrays are aligned.
+    tree = jax.tree.map(np.asarray, tree)
+  return put_on_mesh(mesh, tree, P())
 
 
 @jax.jit

@@ -28,7 +28,7 @@ from uadjax.export import exporter, settings as export_settings
 from uadjax.inference import parts, pipelines, predictor as predictors, score_table
 from uadjax.inference.settings import PredictSettings
 from uadjax.model import calibration, model_dir
-from uadjax.system import files, logging as log, progress, signals
+from uadjax.system import files, logging as log, memory, progress, signals
 from uadjax.training import resolve_backbone, train as training, workdir as workdirs
 from uadjax.training.settings import Settings
 
@@ -86,6 +86,7 @@ def _train(config: Settings, workdir: Path) -> Result:
     processes.barrier('fitting', config.hosts.wait_s)
     training_result = training.train(config, splits, cache, workdir)
     processes.barrier('evaluation', config.hosts.wait_s)
+    memory.release_free_memory()  # Compiled programs and embeddings of the fit are gone.
   timing = {'check_s': check_s, **training_result.pop('timing')}
   start = time.perf_counter()
   model = _load_on_mesh(config, workdir / 'model')

@@ -134,11 +134,7 @@ class Predictor(NamedTuple):
 
 
 def open_on_devices(model: Model, devices: Sequence[meshes.Device]) -> Predictor:
-  """Copy a model to devices, each of which scores batches of its own.
-
-  Only one CPU device is used if copies of the model for all would fill the memory.
-  """
-  devices = meshes.devices_that_fit(devices, model.fitted)
+  """Put a model on devices, each of which scores batches of its own."""
   return Predictor(model.info, devices, scorers.on_devices(model, devices), {})
 
 

@@ -82,10 +82,10 @@ class Scorer(NamedTuple):
 
 
 def on_devices(model: Model, devices: Sequence[meshes.Device]) -> Scorer:
-  """Return a scorer that copies a model to devices, each of which scores batches of its own."""
+  """Return a scorer that puts a model on devices, each of which scores batches of its own."""
 
   def run_on(device: meshes.Device) -> RunFunction:
-    fitted = jax.device_put(model.fitted, device)
+    fitted = meshes.replicate(meshes.mesh_of([device]), model.fitted)
     return lambda images: jax.device_get(model.score(fitted, jax.device_put(images, device)))
 
   # On a CPU it is one batch per core, since XLA leaves most of a second core idle for one batch
@@ -99,11 +99,9 @@ def on_devices(model: Model, devices: Sequence[meshes.Device]) -> Scorer:
 def on_mesh(model: Model, mesh: meshes.Mesh) -> Scorer:
   """Return a scorer whose batches all devices of a mesh share.
 
-  A model that is not sharded is copied to each device, or stays on one if copies would fill the
-  memory.
+  A model that is not sharded is replicated on each device.
   """
   if model.fitted_specs is None:
-    mesh = meshes.mesh_that_fits(mesh, model.fitted)
     fitted = meshes.replicate(mesh, model.fitted)
   else:
     fitted = meshes.put_on_mesh(mesh, model.fitted, model.fitted_specs)

@@ -68,10 +68,11 @@ def score_records(
     prepare: function that is applied to each batch before it is copied to the devices, for example
       to add features. `Batch.index` is the position in `records`.
   """
-  if specs is None:
-    mesh, specs = meshes.mesh_that_fits(mesh, fitted), jax.sharding.PartitionSpec()
   batch_size += -batch_size % mesh.size
-  fitted = meshes.put_on_mesh(mesh, fitted, specs)
+  if specs is None:
+    fitted = meshes.replicate(mesh, fitted)
+  else:
+    fitted = meshes.put_on_mesh(mesh, fitted, specs)
   batches = batch_streams.eval_batches(records, cache, batch_size, processes.index_and_count())
   batches = map(prepare, batches)
   pending = prefetch_to_device(batches, lambda x: scorer(fitted, meshes.shard_batch(mesh, x)))

@@ -6,12 +6,14 @@ import mmap
 import os
 import sys
 
+from uadjax.system import threads
+
 try:
   import resource
 except ImportError:  # Windows lacks it.
   resource = None
 
-_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # From glibc's malloc.h.
+_ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1  # From glibc's malloc.h.
 
 
 def retain_freed_pages() -> None:
@@ -19,10 +21,12 @@ def retain_freed_pages() -> None:
 
   XLA on a CPU allocates its working memory anew for each call. By default glibc maps and unmaps
   every large block, so that each training step pays for a page fault per 4 KiB. The cost depends
-  on the machine and may be zero (experiments/README.md). Does nothing if the C library is not
+  on the machine and may be zero (experiments/README.md). Threads share one arena per core, because
+  memory that is freed in one arena is of no use in another. Does nothing if the C library is not
   glibc.
   """
   if mallopt := _c_function('mallopt'):
+    mallopt(_ARENA_MAX, threads.num_cores())
     mallopt(_MMAP_MAX, 0)
     mallopt(_TRIM_THRESHOLD, -1)
 

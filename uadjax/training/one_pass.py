@@ -30,13 +30,16 @@ from uadjax.detectors.base import (
 )
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.model import incremental_state, scoring
-from uadjax.system import progress, tensorflow
+from uadjax.system import memory, progress, tensorflow
 from uadjax.training import hooks as fit_hooks, loop
 from uadjax.training.embedding_store import EmbeddingStore
 from uadjax.training.image_table import ImageTable
 from uadjax.types import Batch, PyTree, Variables
 
 CORESET = 'coreset'  # Title of the step that selects a coreset of what was learned.
+# Compiled programs take 150 MB. They are dropped after each phase of a run whose State has at least
+# this size; smaller runs keep them, to be faster if another run in the same process needs them.
+_LARGE_STATE_BYTES = 1 << 27
 
 
 class OnePassRun(NamedTuple):
@@ -87,12 +90,21 @@ class OnePassFit(NamedTuple):
       arrays and without `calibration_seconds`. It excludes decoding the images that the dataset
       check has left in the cache.
     calibration_seconds: wall time of computing and writing the calibration coresets.
+    state_bytes: size of the State with all images.
   """
 
   fitted: PyTree
   extractor: PyTree
   fit_seconds: float
   calibration_seconds: float
+  state_bytes: int
+
+
+def release_memory(state_bytes: int) -> None:
+  """Return memory to the system after a phase of a run whose State has or had this size."""
+  if state_bytes >= _LARGE_STATE_BYTES:
+    jax.clear_caches()
+  memory.release_free_memory()
 
 
 def fit_one_pass(
@@ -112,6 +124,8 @@ def fit_one_pass(
   tensorflow.import_tensorflow()  # Slow, and therefore before the fit time starts.
   start_time = time.perf_counter()
   state, finalize = _learn(run, state, extractor, batch_size, log_every, embeddings)
+  state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+  release_memory(state_bytes)
   calibration_start = time.perf_counter()
   if incremental.select:
     progress.announce(CORESET)
@@ -119,6 +133,7 @@ def fit_one_pass(
     coresets = run.leave_one_out.select_coresets(state, run.previous.state_arrays)
     incremental_state.save_state_arrays(run.state_dir, coresets)
   calibration_seconds = time.perf_counter() - calibration_start
+  release_memory(state_bytes)
   state = jax.block_until_ready(incremental.select(state) if incremental.select else state)
   save_start = time.perf_counter()
   incremental_state.save_state_arrays(
@@ -129,7 +144,7 @@ def fit_one_pass(
   if processes.is_multiprocess():
     fitted = meshes.to_host(run.state_mesh, fitted)
   fit_seconds = time.perf_counter() - start_time - save_seconds - calibration_seconds
-  return OnePassFit(fitted, extractor, fit_seconds, calibration_seconds)
+  return OnePassFit(fitted, extractor, fit_seconds, calibration_seconds, state_bytes)
 
 
 def _initial_state(run: OnePassRun) -> PyTree:

@@ -233,12 +233,13 @@ def _fit_and_calibrate(
   fit = one_pass.fit_one_pass(run, config.fit.batch_size, config.fit.log_every, embeddings)
   progress.announce(CALIBRATION)
   peak_mb, fit_s, extractor = memory.peak_mb(), fit.fit_seconds, fit.extractor
+  state_bytes = fit.state_bytes
   arrays_sha256 = array_file.save_arrays(model_folder, fit.fitted)
   calibration_start = time.perf_counter() - fit.calibration_seconds
   validation_scores = _score_validation(config, run, fit.fitted, validation_records)
   labeled_scores = _score_labeled(config, run, fit.fitted, labeled_records)
   del fit  # PaDiM's Gaussians may take gigabytes, and so may those of the leave-one-out models.
-  memory.release_free_memory()
+  one_pass.release_memory(state_bytes)
   batch_size = config.evaluate.batch_size
   scores = leave_one_out.score(run, extractor, embeddings, batch_size).join(validation_scores)
   thresholds = labeled.calibrate(config.calibrate, scores, labeled_scores)
@@ -251,6 +252,7 @@ def _fit_and_calibrate(
     model_folder, config, thresholds, scores, statistics, weights, summary, arrays_sha256
   )
   timing = _timing(fit_s, len(run.records), calibration_start, peak_mb)
+  one_pass.release_memory(state_bytes)
   best = {'score': None, 'checkpoint': None, 'model_dir': 'model'}
   result: Result = {'models': {'best': best}, 'summary': summary, 'timing': timing}
   if run.previous.num_images:
