@@ -240,6 +240,16 @@ def test_stored_embeddings_are_not_computed_again(records, tmp_path, num_stored,
   np.testing.assert_allclose(got.scores, want.scores, rtol=1e-5)
 
 
+def test_only_runs_with_a_large_state_drop_compiled_programs(monkeypatch):
+  """To compile again would take longer than all else of a small run."""
+  cleared = []
+  monkeypatch.setattr(jax, 'clear_caches', lambda: cleared.append(True))
+  for num_bytes in (0, (1 << 27) - 1, 1 << 27):
+    assert not cleared
+    one_pass.release_memory(num_bytes)
+  assert cleared == [True]
+
+
 @pytest.mark.parametrize('max_images', [1, 9, 10])
 def test_a_store_holds_views_only_where_all_images_fit(records, max_images):
   """Copies of a few let the array of all be freed; views cost nothing."""

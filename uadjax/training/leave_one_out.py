@@ -20,7 +20,7 @@ from uadjax.data.records import Record
 from uadjax.detectors.base import HostEmbeddings
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.model import calibration, incremental_state, scoring
-from uadjax.system import progress
+from uadjax.system import memory, progress
 from uadjax.training.embedding_store import EmbeddingStore
 from uadjax.training.one_pass import OnePassRun
 from uadjax.types import Arrays, Batch, PyTree, Scores
@@ -119,6 +119,7 @@ def _held_out_models(
     rows = np.flatnonzero(~is_grouped & (folds == fold))
     model = functions.leave_fold_out(run.variables, _load_arrays(run), fold)
     model = _place(run, model, held_out_specs)
+    memory.release_free_memory()  # To make a model takes much more memory than the model.
     yield HeldOutModel(rows, score_held_out, model, held_out_specs)
     del model
   score_image = scoring.image_scorer(run.detector)
