@@ -6,6 +6,7 @@ Letters: b batch, n images.
 import itertools
 import math
 from typing import NamedTuple
+import weakref
 
 import jax
 from jax import numpy as jnp
@@ -18,7 +19,7 @@ from uadjax.data.image_cache import ImageCache
 from uadjax.detectors.base import Detector, Incremental, LeaveOneOut
 from uadjax.distributed import mesh as meshes
 from uadjax.model import incremental_state
-from uadjax.training import image_table, leave_one_out, one_pass
+from uadjax.training import image_table, leave_one_out, loop, one_pass
 from uadjax.training.embedding_store import EmbeddingStore
 from uadjax.types import Batch, Scores
 
@@ -238,6 +239,31 @@ def test_stored_embeddings_are_not_computed_again(records, tmp_path, num_stored,
   got = left_out(records, tmp_path, store=store, devices=devices)
   want = left_out(records, tmp_path, devices=devices)
   np.testing.assert_allclose(got.scores, want.scores, rtol=1e-5)
+
+
+def test_no_batch_stays_while_the_next_one_is_made():
+  """Neither micro-batches nor the batch of the step before; those of PaDiM have 50 MB each."""
+  alive = []  # Weak references to all arrays of images.
+
+  def make(image):
+    alive.append(weakref.ref(image))
+    n = len(image)
+    return Batch(image, np.ones(n, bool), np.arange(n, dtype=np.int32))
+
+  def micro_batches():
+    for i in range(6):
+      if i % 2 == 0:
+        assert all(reference() is None for reference in alive)
+      yield make(np.zeros((1, 2, 2, 3), np.uint8))
+
+  def concatenate(group):
+    return make(np.concatenate([batch.image for batch in group]))
+
+  def update(state, batch):
+    return [*state, len(batch.image)], {}
+
+  batches = one_pass._join_groups(micro_batches(), 2, concatenate)
+  assert loop.run(update, [], batches, range(9), []) == [2, 2, 2]
 
 
 def test_only_runs_with_a_large_state_drop_compiled_programs(monkeypatch):

@@ -136,9 +136,13 @@ def run(
   """
   previous_metrics: Metrics = {}
   is_multiprocess = processes.is_multiprocess()
-  # Pass steps before batches, so that zip does not consume a batch after the last step.
-  for step, batch in zip(steps, batches, strict=False):
+  batch_iterator = iter(batches)
+  for step in steps:
+    batch = next(batch_iterator, None)
+    if batch is None:
+      break
     state, metrics = update(state, batch)
+    del batch  # It may be large, and need not stay while the next one is made.
     # Two steps in flight keep the device busy and bound the memory. Several processes wait for each
     # step: if a lost process broke it, the error must be raised before a hook starts another
     # collective operation, because Gloo aborts a process that receives the data of another one.

@@ -283,7 +283,11 @@ def _join_groups(
     if len(group) < size:
       zeros = jax.tree.map(jnp.zeros_like, group[0])
       group += [zeros._replace(index=zeros.index - 1)] * (size - len(group))
-    yield concatenate(group)
+    batch = [concatenate(group)]
+    # While a batch is used and the next group is read, neither group nor batch may stay here: those
+    # of PaDiM have 50 MB.
+    group.clear()
+    yield batch.pop()
 
 
 def _concatenate_shards(micro_batches: list[Batch], axis_name: str | None) -> Batch:
