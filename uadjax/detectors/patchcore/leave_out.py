@@ -72,6 +72,7 @@ def select_calibration_coresets(
     num_centers = min(rows_per_fold, sum(int(x.sum()) for x in valid))
     selection = selections.k_center(key, fold_patches, is_valid, low_dim_config, num_centers)
     coresets.append(selections.take_selected(fold_patches, selection, shards))
+    del fold_patches  # Otherwise it would stay until the patches of the next fold are gathered.
   return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *coresets)
 
 
