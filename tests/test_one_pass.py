@@ -285,9 +285,9 @@ def test_a_store_holds_views_only_where_all_images_fit(records, max_images):
   stored = [i for i, record in enumerate(records) if store.get([record]) is not None]
   assert stored == [*range(1, 1 + min(max_images, 9))]
   for i in stored:
-    np.testing.assert_array_equal(store.get([records[i]])[0], everything[i])
-    is_view = np.shares_memory(store._embeddings[records[i].path], everything)
-    assert is_view == (max_images == 10)
+    embedding = store._embeddings[records[i].path]
+    np.testing.assert_array_equal(embedding, everything[i])
+    assert np.shares_memory(embedding, everything) == (max_images == 10)
 
 
 def test_images_of_an_earlier_run_are_scored_like_files(records, embeddings, tmp_path):
