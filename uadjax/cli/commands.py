@@ -16,6 +16,7 @@ import typer
 from uadjax import errors
 from uadjax.cli import options, runtime
 from uadjax.errors import UnknownName
+from uadjax.system import compilation_cache
 
 COMMANDS = {
   'predict': options.PredictOptions,
@@ -89,19 +90,26 @@ def _run_without_command(command: options.RootOptions) -> None:
     runtime.require_writable('--save-path', folder)
     print(f'Settings: {pipelines.write_settings(folder)}')
   elif paddlex.inputs:
-    from uadjax.cli import predict
-
     settings = {'model_name': paddlex.model, 'model_dir': paddlex.model_dir}
-    predict.predict_images(paddlex.inputs, paddlex.pipeline, paddlex.use_hpip, settings, scoring)
+    predict_images = _import_command('predict').predict_images
+    predict_images(paddlex.inputs, paddlex.pipeline, paddlex.use_hpip, settings, scoring)
   elif explicit:
     raise typer.BadParameter('missing; name an image, a URL or a folder.', param_hint='--input')
   else:
     print(context.get_help())
 
 
-def _run_module(name: str, command: tuple[object, ...]) -> None:
-  # Imported only now, because most modules import JAX, but help and completion must be fast.
-  importlib.import_module(f'uadjax.cli.{name}').run(command)
+def _run_command(name: str, command: tuple[object, ...]) -> None:
+  _import_command(name).run(command)
+
+
+def _import_command(name: str) -> Any:
+  """Return the module of a command, imported with JAX's cache of compiled programs enabled.
+
+  It is imported only when the command runs: most import JAX, but help and completion must be fast.
+  """
+  compilation_cache.enable()
+  return importlib.import_module(f'uadjax.cli.{name}')
 
 
 def _add_command(
@@ -153,7 +161,7 @@ def _is_options(annotation: Any) -> bool:
 _without_command = functools.partial(app.callback, invoke_without_command=True)
 _add_command(_without_command, 'root', options.RootOptions, _run_without_command)
 for _name, _options_type in COMMANDS.items():
-  _run = functools.partial(_run_module, _name)
+  _run = functools.partial(_run_command, _name)
   for _alias in (_name, *(alias for alias, name in ALIASES.items() if name == _name)):
     _decorator = functools.partial(app.command, _alias, hidden=_alias != _name)
     _add_command(_decorator, _name, _options_type, _run)
