@@ -27,7 +27,7 @@ import yaml
 from uadjax import cli, config as configs, detectors
 from uadjax.backbones import weights
 from uadjax.backbones.weights import download
-from uadjax.cli import commands, console, options
+from uadjax.cli import commands, options, result_text
 from uadjax.data import image_io
 from uadjax.evaluation import curves
 from uadjax.inference import demo_model, pipelines
@@ -585,7 +585,8 @@ def test_progress_never_gets_into_json(model, images, drawn, uadjax, monkeypatch
 
 
 def test_signs_tell_labels_apart_without_colors():
-  assert len({sign for sign, _ in console.SIGNS.values()}) == len(console.SIGNS)
+  signs = result_text.SIGNS
+  assert len({sign for sign, _ in signs.values()}) == len(signs)
 
 
 def process(*words, **more):

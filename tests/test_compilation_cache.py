@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import json
 import os
 from pathlib import Path
 import subprocess
@@ -205,12 +206,15 @@ def test_scores_are_the_same_cold_warm_and_from_damaged_entries(used, directory)
     assert score() == cold
 
 
-def test_it_stays_within_its_size_and_drops_the_oldest(used):
-  for power in range(2, 12):
+def test_it_stays_within_its_size(used):
+  limit, names = 20_000, set()
+  jax.config.update('jax_compilation_cache_max_size', limit)
+  jax_cache.reset_cache()
+  for power in range(2, 16):
     jax.jit(lambda x, power=power: sum(x**i for i in range(power)))(np.float32(2))
-    sizes = [path.stat().st_size for path in entries(used)]
-    assert sum(sizes) <= 200_000
-  assert sizes
+    assert 0 < sum(path.stat().st_size for path in entries(used)) <= limit
+    names |= {path.name for path in entries(used)}
+  assert len(names) > len(entries(used))  # Some were removed.
 
 
 def test_commands_enable_it_and_nothing_else_does(folder, capsys):
@@ -230,8 +234,8 @@ def test_commands_enable_it_and_nothing_else_does(folder, capsys):
 
 @pytest.mark.slow
 def test_several_commands_at_once_share_an_empty_cache(folder, directory, drawn):
-  images = drawn / 'disc' / 'test'
-  words = ['-m', 'uadjax', 'predict', directory, images, '--json', '--no-save']
+  image = drawn / 'disc' / 'test' / 'good' / '000.png'
+  words = ['-m', 'uadjax', 'predict', directory, image, '--json', '--no-save', '--quiet']
 
   def start():
     command = [sys.executable, *map(str, words)]
@@ -240,6 +244,7 @@ def test_several_commands_at_once_share_an_empty_cache(folder, directory, drawn)
   processes = [start() for _ in range(4)]
   outputs = [process.communicate() for process in processes]
   outputs.append(start().communicate())  # From a full cache.
+  assert json.loads(outputs[0][0])['label']
   assert outputs == [(outputs[0][0], b'')] * 5
-  assert outputs[0][0].count(b'\n') > 1
-  assert entries(folder)
+  (used,) = folder.parent.iterdir()  # That of this processor.
+  assert entries(used)

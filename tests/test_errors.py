@@ -11,7 +11,7 @@ import pytest
 
 import uadjax
 from uadjax import config as configs, errors
-from uadjax.cli import commands, predict, runtime
+from uadjax.cli import commands, runtime
 from uadjax.distributed import mesh
 from uadjax.distributed.processes import ProcessLost
 from uadjax.errors import ConfigError, Interrupted, Setting, UserError
@@ -47,7 +47,7 @@ def by_flags(words: str) -> list[tuple[str, str]]:
 def by_options(words: str) -> list[tuple[str, str]]:
   option, word = shlex.split(words)
   assert option == '--override'
-  return [*predict.parse_overrides([word]).items()]
+  return [*runtime.parse_overrides([word]).items()]
 
 
 def by_arguments(code: str) -> list[tuple[str, object]]:

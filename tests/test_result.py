@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image
 import pytest
 
-from uadjax.cli import console
+from uadjax.cli import result_text
 from uadjax.data import image_io, inputs, transforms
 from uadjax.data.image_statistics import ImageWarning
 from uadjax.errors import ConfigError, DataError, UserError
@@ -83,10 +83,10 @@ def test_warnings_are_told_everywhere(capsys):
   assert one['warnings'] == one.summary()['warnings'] == one.json['warnings'] == expected
   one.print()
   assert json.loads(capsys.readouterr().out)['warnings'] == expected
-  for text in (one.headline, one.caption, str(console.verdict_line(one))):
+  for text in (one.headline, one.caption, str(result_text.verdict_line(one))):
     assert 'underexposed blurred' in text
   assert verdict().warnings == []
-  for text in (one.headline, one.caption, str(console.verdict_line(one))):
+  for text in (one.headline, one.caption, str(result_text.verdict_line(one))):
     assert 'look at x ' in text  # One to review.
   assert 'look at' not in verdict(score=3.0).caption
 

@@ -4,21 +4,23 @@ Letters used in shapes throughout: b batch, h w image or map, c channels, n imag
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TYPE_CHECKING, TypeAlias
 
-import jax
-from jaxtyping import Array, Bool, Float, Int, UInt8
-import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
 
-Key: TypeAlias = jax.Array  # A typed key of jax.random.key.
+if TYPE_CHECKING:
+  import jax
+
+# Commands that compute nothing in JAX import this module, too, so it names JAX's type as a string.
+Key: TypeAlias = 'jax.Array'  # A typed key of jax.random.key.
 Variables = Mapping[str, Any]  # The variable collections of a linen module.
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, 'jax.Array']
 PyTree: TypeAlias = Any  # A tree of arrays, or of what stands for them, such as PartitionSpecs.
 Arrays = Mapping[str, Any]  # Arrays by name, as they are stored in files.
 
 
 class Batch(NamedTuple):
-  """Images at network size, as they enter a detector.
+  """Images at network size, as they enter a detector; arrays of JAX or of NumPy.
 
   Attributes:
     image: RGB pixels.
@@ -29,19 +31,19 @@ class Batch(NamedTuple):
       `LeaveOneOut.embed`; None to compute them from `image`.
   """
 
-  image: UInt8[Array, 'b h w 3'] | UInt8[np.ndarray, 'b h w 3']
-  valid: Bool[Array, ' b'] | Bool[np.ndarray, ' b']
-  index: Int[Array, ' b'] | Int[np.ndarray, ' b']  # pyright: ignore[reportIncompatibleMethodOverride]
+  image: UInt8[Any, 'b h w 3']
+  valid: Bool[Any, ' b']
+  index: Int[Any, ' b']  # pyright: ignore[reportIncompatibleMethodOverride]
   features: Any = None
 
 
 class Scores(NamedTuple):
-  """Raw anomaly scores: larger is more anomalous; neither normalized nor clamped.
+  """Raw anomaly scores, in arrays of JAX or of NumPy: larger is more anomalous; not normalized.
 
   Attributes:
     map: anomaly map, one score per pixel.
     image: one anomaly score per image.
   """
 
-  map: Float[Array, 'b h w'] | Float[np.ndarray, 'b h w']
-  image: Float[Array, ' b'] | Float[np.ndarray, ' b']
+  map: Float[Any, 'b h w']
+  image: Float[Any, ' b']

@@ -16,7 +16,6 @@ import typer
 from uadjax import errors
 from uadjax.cli import options, runtime
 from uadjax.errors import UnknownName
-from uadjax.system import compilation_cache
 
 COMMANDS = {
   'predict': options.PredictOptions,
@@ -108,6 +107,8 @@ def _import_command(name: str) -> Any:
 
   It is imported only when the command runs: most import JAX, but help and completion must be fast.
   """
+  from uadjax.system import compilation_cache
+
   compilation_cache.enable()
   return importlib.import_module(f'uadjax.cli.{name}')
 

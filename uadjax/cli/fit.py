@@ -1,6 +1,6 @@
 """The command `uadjax fit`: fits or extends a model, then prints its metrics and output paths."""
 
-from uadjax.cli import console, predict, runtime
+from uadjax.cli import console, result_text, runtime
 from uadjax.cli.options import FitOptions
 from uadjax.distributed import mesh
 from uadjax.experiment import fit_model
@@ -8,7 +8,7 @@ from uadjax.experiment import fit_model
 
 def run(options: FitOptions) -> None:
   """Fit or extend a model, then print its metrics and the paths of its report and directory."""
-  overrides = predict.parse_overrides(options.override)
+  overrides = runtime.parse_overrides(options.override)
   if options.category:
     overrides['data.category'] = options.category
   mesh.use_cores_as_devices()
@@ -20,7 +20,7 @@ def run(options: FitOptions) -> None:
     return
   metrics = result.get('metrics')
   if metrics:
-    console.print_line(console.metrics_table(metrics))
+    console.print_line(result_text.metrics_table(metrics))
   if drift := result.get('drift'):
     before, after = drift['image_threshold_before'], drift['image_threshold_after']
     images = f'{result["summary"]["images"]} good images, the earlier ones included'

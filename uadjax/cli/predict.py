@@ -12,7 +12,7 @@ from typing import NamedTuple
 import typer
 
 from uadjax import config as configs, errors
-from uadjax.cli import console, runtime
+from uadjax.cli import console, result_text, runtime
 from uadjax.cli.options import PredictOptions, ScoringOptions, with_dashes
 from uadjax.data import inputs as sources
 from uadjax.distributed import processes
@@ -83,9 +83,9 @@ def predict_images(
       num_not_ok = counts['NG'] + counts['review']
       console.print_line(f'Worst first, {len(worst)} of {num_not_ok} images that are not OK:')
       for result in worst:
-        console.print_line(console.verdict_line(result))
+        console.print_line(result_text.verdict_line(result))
     for row in verdicts.rows():
-      console.print_line(console.part_line(row))
+      console.print_line(result_text.part_line(row))
     _print_counts(counts, verdicts)
     console.print_line(f'{rate:.1f} images/s; {_describe(pipeline.model.model.thresholds)}.')
     if folder:
@@ -134,7 +134,7 @@ def _create_pipeline(
   thresholds = ('image_threshold', 'review_threshold', 'pixel_threshold')
   values = {**settings, **{name: getattr(options, name) for name in thresholds}}
   values = {name: value for name, value in values.items() if value is not None}
-  overrides = parse_overrides(options.override)
+  overrides = runtime.parse_overrides(options.override)
   _require_effect(overrides)
   return pipelines.create_pipeline(
     pipeline_name,
@@ -182,15 +182,6 @@ def _require_separate_folder(inputs: Sequence[str], folder: Path | None) -> None
       raise ConfigError(f'{folder} holds the images; name another folder with --save-path.')
 
 
-def parse_overrides(assignments: Sequence[str] | None) -> dict[str, str]:
-  """Return the values of KEY=VALUE assignments by key."""
-  pairs = [assignment.partition('=') for assignment in assignments or ()]
-  for key, equals, _ in pairs:
-    if not equals:
-      raise typer.BadParameter(f'{key!r} has no value; write KEY=VALUE.', param_hint='--override')
-  return {key: value for key, _, value in pairs}
-
-
 def _save_results(
   results: Iterator[Result], folder: Path | None, save_pictures: bool
 ) -> Generator[Result, None, None]:
@@ -224,7 +215,7 @@ def _image_sizes(images: object, skip: Path | None, part_pattern: str | None) ->
 def _print_counts(counts: collections.Counter[str], verdicts: parts.PartVerdicts) -> None:
   """Print the number of images by label, or that of parts if there are any."""
   table = (verdicts.counts, 'parts') if verdicts.labels else (counts, 'images')
-  console.print_line(console.summary_table(*table))
+  console.print_line(result_text.summary_table(*table))
 
 
 def _print_results(
@@ -243,7 +234,7 @@ def _print_results(
         part_field = {'part': part} if part else {}
         console.print_json({**result.to_json(options.masks or 'none'), **part_field})
       else:
-        console.print_line(console.verdict_line(result))
+        console.print_line(result_text.verdict_line(result))
   except Interrupted as interruption:
     num_scored = counts.total()
     if num_scored:

@@ -2,7 +2,7 @@
 
 import typer
 
-from uadjax.cli import console, runtime
+from uadjax.cli import console, result_text, runtime
 from uadjax.cli.options import ReportOptions
 from uadjax.distributed import mesh
 from uadjax.experiment import evaluate_run
@@ -28,5 +28,5 @@ def run(options: ReportOptions) -> None:
   if options.as_json:
     console.print_json(metrics)
   else:
-    console.print_line(console.metrics_table(metrics))
+    console.print_line(result_text.metrics_table(metrics))
     console.print_line(f'Report: {runtime.to_printable(str(options.output))}')

@@ -1,6 +1,6 @@
 """Setup that all commands share: memory, signals, logging, error messages and exit status."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
 import functools
 import json
@@ -104,6 +104,15 @@ def require_writable(option: str, folder: Path | None) -> None:
   if folder and (reason := files.unwritable_reason(folder)):
     message = f'cannot write to {folder} ({reason}); name another place.'
     raise typer.BadParameter(message, param_hint=option)
+
+
+def parse_overrides(assignments: Sequence[str] | None) -> dict[str, str]:
+  """Return the values of KEY=VALUE assignments by key."""
+  pairs = [assignment.partition('=') for assignment in assignments or ()]
+  for key, equals, _ in pairs:
+    if not equals:
+      raise typer.BadParameter(f'{key!r} has no value; write KEY=VALUE.', param_hint='--override')
+  return {key: value for key, _, value in pairs}
 
 
 def print_error(error: BaseException, message: str, as_json: bool) -> None:

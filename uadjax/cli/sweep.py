@@ -9,7 +9,7 @@ import sys
 import typer
 
 from uadjax import errors, sweep as sweeps
-from uadjax.cli import console, predict, runtime
+from uadjax.cli import console, runtime
 from uadjax.cli.options import SweepOptions
 from uadjax.data import layouts
 from uadjax.distributed import processes
@@ -24,7 +24,7 @@ def run(options: SweepOptions) -> None:
   runtime.require_writable('--workdir', workdir)
   # Absolute, so that the settings do not depend on the working directory.
   root = str(options.dataset.resolve())
-  settings = {'data.root': root, **predict.parse_overrides(options.override)}
+  settings = {'data.root': root, **runtime.parse_overrides(options.override)}
   runs = _plan_runs(options, settings)
   # Asking JAX would occupy the devices, which the runs need.
   shard = processes.resolve_shard(options.shard, may_ask_jax=False)

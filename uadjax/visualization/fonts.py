@@ -2,8 +2,6 @@
 
 import functools
 
-from matplotlib import font_manager
-
 DEFAULT_FAMILY = 'DejaVu Sans'  # Part of matplotlib: Latin, Greek, Cyrillic, Arabic and more.
 # Fonts for Chinese, Japanese and Korean that operating systems include.
 _CJK_FAMILIES = (
@@ -15,6 +13,9 @@ _CJK_FAMILIES = (
 @functools.cache
 def font_files() -> dict[str, str]:
   """Return the path of each available font by its family, the default first."""
+  # Takes long to import, and commands that draw nothing import this module, too.
+  from matplotlib import font_manager
+
   installed = set(font_manager.get_font_names())
   families = [DEFAULT_FAMILY, *(name for name in _CJK_FAMILIES if name in installed)]
   return {name: font_manager.findfont(name) for name in families}
@@ -34,6 +35,8 @@ def best_family(text: str) -> str:
 
 @functools.cache
 def _supported_letters(path: str) -> frozenset[int]:
+  from matplotlib import font_manager
+
   return frozenset(font_manager.get_font(path).get_charmap())
 
 
