@@ -1,4 +1,4 @@
-"""Speed, memory and accuracy compared with another library, alternating on the same machine.
+"""The whole job compared with another library, alternating on the same machine.
 
   DATA=../shared/data/mvtec_ad
   PEER="PEER_VENV/bin/python ../shared/peers/anomalib_bench.py"
@@ -9,22 +9,20 @@
 
 A case is config:category:rounds, with PatchCore's ratio after an @ (default 0.01). A round is a run
 of uadjax, with its own seed, and a run of the rival, each in a separate process; the order
-alternates. Finished rounds are appended to --log at once, and are not repeated. `--ours-only N`
-adds N runs of uadjax with further seeds. They count for the AUROCs only, as they do not alternate.
+alternates. Finished rounds are appended to --log at once, and are not repeated.
 
-The rival's last line is JSON: fit_s, test_s, peak_mb, image_AUROC, pixel_AUROC. The script compares
-- fit: for uadjax the dataset check, which decodes all images, test images included, and the fit,
-  compilation included. Threshold calibration with held-out images has its own column.
-- test: for uadjax from the model's files to the metrics, with 16 result images.
-- peak: largest resident size of the whole process, tests included; for uadjax as the operating
-  system reports it, for the rival as it reports itself.
+The rival's last line is JSON: fit_s, test_s, image_AUROC. The script compares
+- the whole job: the rival's fit and test; for uadjax a run of uadjax.main from its flags to its
+  last file, with 16 pictures, curves and the report. Imports are excluded on both sides.
+- its parts. The fit of uadjax contains the dataset check, which decodes all images, test images
+  included, and compilation. The rival calibrates no thresholds on held-out images.
+- the peak memory of the whole process with imports, summed over its subprocesses, in which shared
+  pages count once (PSS).
 Ratios are medians over the ratios within a round.
-Defects found, to review and missed are the shares of the defective images that are NG, review and
-OK at uadjax's default thresholds. The rival has none, because its thresholds are not calibrated.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 from pathlib import Path
 import re
@@ -38,25 +36,27 @@ import subprocess_runs
 from uadjax.sweep import results, tables
 
 RoundRecord = dict[str, Any]  # A line of the log.
-_FIRST_EXTRA_SEED = 101  # Seeds from here on are of runs of uadjax without the rival.
+Measures = dict[str, float]
 _DEFAULT_RATIO = '0.01'  # The ratio of configs/patchcore.py.
-# Key of uadjax, key of the rival, title, digits.
-_COSTS = (
-  ('fit_s', 'fit_s', 'fit s', 1),
-  ('evaluate_s', 'test_s', 'test s', 1),
-  ('process_peak_mb', 'peak_mb', 'peak MB', 0),
-)
-_SCORES = (
-  ('image_auroc', 'image_AUROC', 'image AUROC', 3),
-  ('pixel_auroc', 'pixel_AUROC', 'pixel AUROC', 3),
-)
-_MEASURES = (*_COSTS, *_SCORES)
-# Key in the summary of a uadjax run -> title.
-_VERDICTS = {
-  'defects_found': 'defects found',
-  'defects_to_review': 'to review',
-  'defects_missed': 'missed',
+_COLUMNS = {
+  'job_s': ('whole job s', 1),
+  'peak_mb': ('peak MB', 0),
+  'fit_s': ('fit s', 1),
+  'calibrate_s': ('calibration s', 1),
+  'evaluate_s': ('evaluation s', 1),
+  'image_auroc': ('image AUROC', 3),
 }
+_WITHOUT_RATIO = ('image_auroc',)
+_JOB = """
+import sys, time
+from uadjax import main
+from uadjax.system import tensorflow
+tensorflow.import_tensorflow()
+start = time.perf_counter()
+status = main.main(sys.argv[1:])
+print(time.perf_counter() - start)
+sys.exit(status)
+"""
 
 
 class Case(NamedTuple):
@@ -91,17 +91,28 @@ def parse_cases(text: str) -> list[Case]:
   return cases
 
 
-def run_uadjax(case: Case, root: str, weights: str, seed: int) -> results.RunSummary:
+def run_uadjax(case: Case, root: str, weights: str, seed: int) -> Measures:
   """Run uadjax once."""
   flags = subprocess_runs.run_flags(root, case.category, weights, seed)
   if case.ratio:
     flags.append(f'--config.detector.ratio={case.ratio}')
-  with tempfile.TemporaryDirectory() as workdir:
-    run = subprocess_runs.train(f'configs/{case.model}.py', Path(workdir), flags)
-    return {**run, 'fit_s': run['check_s'] + run['fit_s']}
+  with tempfile.TemporaryDirectory() as folder:
+    workdir = Path(folder) / 'run'
+    job_flags = [f'--config=configs/{case.model}.py', f'--workdir={workdir}', *flags]
+    command = [sys.executable, '-c', _JOB, *job_flags]
+    completed = subprocess_runs.run_command(command, sample_memory=True)
+    run = results.load_summary(workdir)
+  if run is None:
+    sys.exit('uadjax.main succeeded, but its work directory contains no finished run.')
+  return {
+    **{key: run[key] for key in ('calibrate_s', 'evaluate_s', 'image_auroc')},
+    'job_s': float(completed.stdout.split()[-1]),
+    'fit_s': run['check_s'] + run['fit_s'],
+    **_peak(completed),
+  }
 
 
-def run_rival(case: Case, root: str, template: str) -> results.RunSummary:
+def run_rival(case: Case, root: str, template: str) -> Measures:
   """Run the rival once, in a temporary folder for its files."""
   command_line = template.format(
     model=case.model,
@@ -115,97 +126,57 @@ def run_rival(case: Case, root: str, template: str) -> results.RunSummary:
     for word in shlex.split(command_line)
   ]
   with tempfile.TemporaryDirectory() as folder:
-    lines = subprocess_runs.run_command(command, Path(folder)).stdout.strip().splitlines()
+    completed = subprocess_runs.run_command(command, Path(folder), sample_memory=True)
+  lines = completed.stdout.strip().splitlines()
   try:
     report = json.loads(lines[-1])
-    return {name: report[name] for _, name, *_ in _MEASURES}
+    fit_s, evaluate_s, auroc = report['fit_s'], report['test_s'], report['image_AUROC']
   except (IndexError, KeyError, ValueError):
     sys.exit(
-      f'The last line of {shlex.join(command)} must be JSON with the keys '
-      f'{[name for _, name, *_ in _MEASURES]}, not {lines[-1:]}'
+      f'The last line of {shlex.join(command)} must be JSON with fit_s, test_s and image_AUROC, '
+      f'not {lines[-1:]}'
     )
+  times = {'job_s': fit_s + evaluate_s, 'fit_s': fit_s, 'evaluate_s': evaluate_s}
+  return {**times, **_peak(completed), 'image_auroc': auroc}
+
+
+def _peak(completed: subprocess_runs.CompletedCommand) -> Measures:
+  """Return the peak memory by its key; nothing outside Linux."""
+  return {'peak_mb': completed.memory.pss_mb} if completed.memory else {}
 
 
 def measure_round(case: Case, seed: int, flags: argparse.Namespace) -> RoundRecord:
-  """Run one round: both systems, or uadjax alone."""
+  """Run one round of both systems."""
   runners = {
     'uadjax': lambda: run_uadjax(case, flags.root, flags.weights, seed),
-    'rival': lambda: (
-      None if seed >= _FIRST_EXTRA_SEED else run_rival(case, flags.root, flags.rival)
-    ),
+    'rival': lambda: run_rival(case, flags.root, flags.rival),
   }
   order = list(runners) if seed % 2 else list(reversed(runners))
-  summaries = {system: runners[system]() for system in order}
-  return {
-    'case': str(case),
-    'seed': seed,
-    'machine': subprocess_runs.describe_machine(),
-    **summaries,
-  }
+  measures = {system: runners[system]() for system in order}
+  machine = subprocess_runs.describe_machine()
+  return {'case': str(case), 'seed': seed, 'machine': machine, **measures}
 
 
-def describe_round(record: RoundRecord) -> str:
-  """Describe a round in a line."""
-  descriptions = []
-  for system, key_index in (('uadjax', 0), ('rival', 1)):
-    if record[system]:
-      values = (
-        f'{title} {record[system][names[key_index]]:.{digits}f}'
-        for *names, title, digits in _MEASURES
-      )
-      descriptions.append(f'{system}: {"  ".join(values)}')
-  return f'{record["case"]}, seed {record["seed"]}  ' + '\n  '.join(descriptions)
+def format_measures(measures: Mapping[str, float]) -> str:
+  """Return the measures of a run as a line."""
+  return '  '.join(
+    f'{title} {measures[key]:.{digits}f}'
+    for key, (title, digits) in _COLUMNS.items()
+    if key in measures
+  )
 
 
 def table_rows(rounds: Sequence[RoundRecord]) -> list[list[str]]:
   """Return the table rows of a case: uadjax, rival, ratios."""
-  uadjax_summaries = [record['uadjax'] for record in rounds]
-  pairs = [(record['uadjax'], record['rival']) for record in rounds if record['rival']]
-  uadjax_cells, rival_cells, ratio_cells = [], [], []
-  for uadjax_key, rival_key, _, digits in _COSTS:
-    uadjax_cells.append(
-      tables.format_cell(
-        tables.center_and_range(uadjax_run[uadjax_key] for uadjax_run, _ in pairs), digits
-      )
-    )
-    rival_cells.append(
-      tables.format_cell(
-        tables.center_and_range(rival_run[rival_key] for _, rival_run in pairs), digits
-      )
-    )
-    ratio_cells.append(
-      tables.format_cell(
-        tables.center_and_range(
-          uadjax_run[uadjax_key] / rival_run[rival_key] for uadjax_run, rival_run in pairs
-        ),
-        2,
-      )
-    )
-  for uadjax_key, rival_key, _, digits in _SCORES:
-    uadjax_cells.append(
-      tables.format_cell(
-        tables.center_and_range(uadjax_run[uadjax_key] for uadjax_run in uadjax_summaries), digits
-      )
-    )
-    rival_cells.append(
-      tables.format_cell(
-        tables.center_and_range(rival_run[rival_key] for _, rival_run in pairs), digits
-      )
-    )
-  thresholds = tables.format_cell(
-    tables.center_and_range(uadjax_run['calibrate_s'] for uadjax_run, _ in pairs), 1
-  )
-  # Rounds of earlier versions lack the verdicts.
-  verdicts = [
-    tables.format_cell(tables.center_and_range(run.get(key) for run in uadjax_summaries), 3)
-    for key in _VERDICTS
-  ]
-  name, run_counts = rounds[0]['case'], f'{len(pairs)} + {len(uadjax_summaries) - len(pairs)}'
-  return [
-    [name, 'uadjax', run_counts, *uadjax_cells, *verdicts, thresholds],
-    [name, 'rival', str(len(pairs)), *rival_cells, *['—'] * (len(_VERDICTS) + 1)],
-    [name, 'uadjax / rival', '', *ratio_cells, *[''] * (len(_SCORES) + len(_VERDICTS) + 1)],
-  ]
+  name, num_rounds = rounds[0]['case'], str(len(rounds))
+  rows = [[name, system, num_rounds] for system in ('uadjax', 'rival', 'uadjax / rival')]
+  for key, (_, digits) in _COLUMNS.items():
+    pairs = [(record['uadjax'].get(key), record['rival'].get(key)) for record in rounds]
+    ratios = [a / b for a, b in pairs if a and b and key not in _WITHOUT_RATIO]
+    columns = [[a for a, _ in pairs], [b for _, b in pairs], ratios]
+    for row, values, column_digits in zip(rows, columns, (digits, digits, 2), strict=True):
+      row.append(tables.format_cell(tables.center_and_range(values), column_digits))
+  return rows
 
 
 def main() -> None:
@@ -217,31 +188,26 @@ def main() -> None:
     parser.add_argument(flag, required=True)
   parser.add_argument('--cases', type=parse_cases, required=True)
   parser.add_argument('--log', type=Path, default=Path('runs/rival.jsonl'))
-  parser.add_argument('--ours-only', type=int, default=0, help='further runs of uadjax per case')
   flags = parser.parse_args()
   flags.log.parent.mkdir(parents=True, exist_ok=True)
   log_records = [json.loads(line) for line in flags.log.open()] if flags.log.is_file() else []
   rows, machines = [], set()
   for case in flags.cases:
-    seeds = [*range(subprocess_runs.FIRST_SEED, subprocess_runs.FIRST_SEED + case.rounds)]
-    seeds += range(_FIRST_EXTRA_SEED, _FIRST_EXTRA_SEED + flags.ours_only)
-    records_by_seed = {
-      record['seed']: record for record in log_records if record['case'] == str(case)
-    }
+    by_seed = {record['seed']: record for record in log_records if record['case'] == str(case)}
+    seeds = range(subprocess_runs.FIRST_SEED, subprocess_runs.FIRST_SEED + case.rounds)
     for seed in seeds:
-      if seed not in records_by_seed:
-        records_by_seed[seed] = measure_round(case, seed, flags)
+      if seed not in by_seed:
+        by_seed[seed] = measure_round(case, seed, flags)
         with flags.log.open('a') as file:
-          file.write(json.dumps(records_by_seed[seed]) + '\n')
-      print(describe_round(records_by_seed[seed]), flush=True)
-    rows += table_rows([records_by_seed[seed] for seed in seeds])
-    machines.update(records_by_seed[seed]['machine'] for seed in seeds)
-  titles = [*(title for *_, title, _ in _MEASURES), *_VERDICTS.values()]
-  print(f'\n{tables.markdown_table(["case", "system", "runs", *titles, "thresholds s"], rows)}\n')
-  print(
-    'Medians (range). Runs of uadjax: alternating with the rival + alone, for the AUROCs. '
-    f'Machine: {"; ".join(sorted(machines))}.'
-  )
+          file.write(json.dumps(by_seed[seed]) + '\n')
+      for system in ('uadjax', 'rival'):
+        measures = format_measures(by_seed[seed][system])
+        print(f'{case}, seed {seed}, {system}: {measures}', flush=True)
+    rows += table_rows([by_seed[seed] for seed in seeds])
+    machines.update(by_seed[seed]['machine'] for seed in seeds)
+  titles = ['case', 'system', 'rounds', *(title for title, _ in _COLUMNS.values())]
+  print(f'\n{tables.markdown_table(titles, rows)}\n')
+  print(f'Medians (range). Machine: {"; ".join(sorted(machines))}.')
 
 
 if __name__ == '__main__':
