@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from uadjax.data import transforms
+from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes
+from uadjax.experiment import score_program
 from uadjax.model import calibration, model_dir, scorer as scorers
 from uadjax.model.scorer import Scorer
+from uadjax.training import settings
 from uadjax.types import Scores
 
 
@@ -66,3 +69,32 @@ def test_devices_score_alone_and_together_alike():
     for scorer in (alone, together):
       found = scorer.with_batch_size(size).score(images, 1)
       assert [p.score for p in found] == [0, 1, 2, 3, 4]
+
+
+def test_a_program_compiled_ahead_is_that_of_the_scorer():
+  """Scoring then traces nothing; a model with arrays of other shapes does not take the program."""
+  num_traced = 0
+
+  def score(fitted, pixels):
+    nonlocal num_traced
+    num_traced += 1
+    maps = pixels.astype('float32').mean(axis=3) + fitted.sum()
+    return Scores(maps, maps.max(axis=(1, 2)))
+
+  info = model_dir.ModelInfo('Stub', None, None, None, None, None, Path(), '')
+  detector, fitted = Detector(None, None, None, score), np.float32([3, 5])
+  model = model_dir.Model(*info, fitted, jax.jit(score))
+  for num_devices in (1, 3):
+    overrides = {'data.ops': 'resize(2, 3)', 'mesh.data': num_devices, 'evaluate.batch_size': 5}
+    config = settings.load('padim', overrides.items())
+    program = score_program.ScoreProgram(config)
+    assert program.give_to(model) is model
+    program.compile(detector, fitted)
+    ready, mesh = program.give_to(model), meshes.make_mesh('auto', num_devices, 0)
+    before = num_traced
+    scorer = scorers.on_mesh(ready, mesh).with_batch_size(5)
+    found = scorer.score([image(i) for i in range(5)])
+    assert [p.score for p in found] == [8, 9, 10, 11, 12]
+    assert num_traced == before
+    other = model._replace(fitted=np.float32([3, 5, 0]))
+    assert program.give_to(other) is other

@@ -170,6 +170,12 @@ def replicate(mesh: Mesh, tree: Tree, copy: bool = False) -> Tree:
   return put_on_mesh(mesh, tree, P())
 
 
+def abstract(mesh: Mesh, tree: PyTree, spec: P) -> PyTree:
+  """Return the shapes of arrays that `put_on_mesh` would place by one spec, for compilation."""
+  sharding = NamedSharding(mesh, spec)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
 @jax.jit
 def _copy_tree(tree: PyTree) -> PyTree:
   return jax.tree.map(jnp.copy, tree)  # Copying under jit compiles once instead of per shape.

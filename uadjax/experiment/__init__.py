@@ -23,7 +23,7 @@ from uadjax.data.image_cache import ImageCache
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import DataError, Interrupted, UserError
 from uadjax.evaluation import evaluate
-from uadjax.experiment import evaluate_run, validation
+from uadjax.experiment import evaluate_run, score_program, validation
 from uadjax.export import exporter, settings as export_settings
 from uadjax.inference import parts, pipelines, predictor as predictors, score_table
 from uadjax.inference.settings import PredictSettings
@@ -84,12 +84,14 @@ def _train(config: Settings, workdir: Path) -> Result:
     if splits.test and config.evaluate.do_eval:
       steps.append(progress.Step(evaluate_run.EVALUATION, len(splits.test)))
     processes.barrier('fitting', config.hosts.wait_s)
-    training_result = training.train(config, splits, cache, workdir)
+    program = score_program.ScoreProgram(config)
+    on_fitted = program.compile if config.evaluate.do_eval and splits.test else None
+    training_result = training.train(config, splits, cache, workdir, on_fitted)
     processes.barrier('evaluation', config.hosts.wait_s)
     memory.release_free_memory()  # Compiled programs and embeddings of the fit are gone.
   timing = {'check_s': check_s, **training_result.pop('timing')}
   start = time.perf_counter()
-  model = _load_on_mesh(config, workdir / 'model')
+  model = program.give_to(_load_on_mesh(config, workdir / 'model'))
   load_s = time.perf_counter() - start
   evaluation = {}
   if config.evaluate.do_eval:

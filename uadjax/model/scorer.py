@@ -12,15 +12,17 @@ import threading
 from typing import NamedTuple
 
 import jax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, UInt8
 import numpy as np
 
 from uadjax.distributed import mesh as meshes
 from uadjax.model.model_dir import Model
 from uadjax.system import threads
-from uadjax.types import Scores
+from uadjax.types import PyTree, Scores
 
 RunFunction = Callable[[UInt8[np.ndarray, 'b h w 3']], Scores]
+ScoreFunction = Callable[[PyTree, UInt8[jax.Array, 'b h w 3']], Scores]
 Image = UInt8[np.ndarray, 'h w 3']
 
 
@@ -119,3 +121,25 @@ def on_mesh(model: Model, mesh: meshes.Mesh) -> Scorer:
   is_cpu = mesh.devices.flat[0].platform == 'cpu'
   concurrency = max(2, threads.num_cores() // mesh.size) if is_cpu else 2
   return Scorer([run], 1 if len(processes) > 1 else concurrency, multiple=mesh.size)
+
+
+def compile_for_mesh(
+  score: ScoreFunction,
+  fitted: PyTree,
+  mesh: meshes.Mesh,
+  batch_size: int,
+  image_size: tuple[int, int],
+) -> ScoreFunction:
+  """Compile the program that `on_mesh` runs for batches of one size, without running it.
+
+  Args:
+    score: (fitted, images) -> scores.
+    fitted: fitted arrays that are not sharded, of which only the shapes matter.
+    mesh: devices that share the batches, all of this process.
+    batch_size: number of images per batch; rounded up as by `Scorer.with_batch_size`.
+    image_size: height and width of the images.
+  """
+  mesh = meshes.mesh_that_fits(mesh, fitted)
+  shape = batch_size + -batch_size % mesh.size, *image_size, 3
+  images = meshes.abstract(mesh, jax.ShapeDtypeStruct(shape, np.uint8), P('data'))
+  return jax.jit(score).lower(meshes.abstract(mesh, fitted, P()), images).compile()

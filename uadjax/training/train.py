@@ -1,6 +1,6 @@
 """Training of one detector: fit to normal images, calibrate thresholds, save a model directory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import logging
 from pathlib import Path
 import time
@@ -26,6 +26,7 @@ from uadjax.training.settings import Settings
 from uadjax.types import PyTree
 
 Result = dict[str, Any]
+OnFitted = Callable[[Detector, PyTree], None]
 
 # Settings that a run must share with the run that it extends.
 _FIXED_ON_EXTEND = ('detector.', 'backbone.name', 'data.ops')
@@ -35,7 +36,11 @@ FIT, CALIBRATION = 'fit', 'calibration'
 
 
 def train(
-  config: Settings, splits: record_types.Splits, cache: ImageCache, workdir: Path
+  config: Settings,
+  splits: record_types.Splits,
+  cache: ImageCache,
+  workdir: Path,
+  on_fitted: OnFitted | None = None,
 ) -> Result:
   """Fit and calibrate a detector, save its model directory, and return the result for JSON.
 
@@ -46,6 +51,8 @@ def train(
       held out calibrate the thresholds, together with the held-out scores of the others.
     cache: reads the images, or has them in memory since the dataset check.
     workdir: work directory; the model is saved in its subfolder `model`.
+    on_fitted: called with the detector and its fitted arrays before the calibration; must not keep
+      the arrays.
 
   Raises:
     UserError: `workdir` holds another run, or images are too few or unreadable.
@@ -59,7 +66,9 @@ def train(
   train_detector = _train_one_pass if in_one_pass else _train_by_gradient
   if validation := splits.validation():
     log.LOG.info('Calibrating with %d validation images; they are held out.', len(validation))
-  result, thresholds = train_detector(config, splits, labeled_records, cache, workdir)
+  result, thresholds = train_detector(
+    config, splits, labeled_records, cache, workdir, on_fitted or (lambda detector, fitted: None)
+  )
   level = logging.WARNING if thresholds.is_over_budget else logging.INFO
   log.LOG.info('Model saved in %s.', workdir / 'model')
   log.LOG.log(level, 'Thresholds: %s', thresholds)
@@ -108,6 +117,7 @@ def _train_by_gradient(
   labeled_records: Sequence[Record],
   cache: ImageCache,
   workdir: Path,
+  on_fitted: OnFitted,
 ) -> tuple[Result, calibration.Thresholds]:
   """Train on most images; the held-out rest selects the best step and calibrates thresholds."""
   held_out_fraction = config.fit.held_out
@@ -135,6 +145,7 @@ def _train_by_gradient(
       stop_request,
     )  # fmt: skip
   peak_mb, calibration_start = memory.peak_mb(), time.perf_counter()
+  on_fitted(detector, fit.fitted)
   progress.announce(CALIBRATION)
   fitted, batch_size = fit.fitted, config.evaluate.batch_size
   scorer = scoring.image_scorer(detector)
@@ -158,6 +169,7 @@ def _train_one_pass(
   labeled_records: Sequence[Record],
   cache: ImageCache,
   workdir: Path,
+  on_fitted: OnFitted,
 ) -> tuple[Result, calibration.Thresholds]:
   """Train on every image to learn from; leave-one-out scores calibrate the thresholds."""
   previous_info, previous, records = None, incremental_state.EMPTY, splits.learned()
@@ -196,8 +208,9 @@ def _train_one_pass(
       cache, config.seed, mesh, state_dir,
     )  # fmt: skip
     result, thresholds = _fit_and_calibrate(
-      config, run, validation_records, labeled_records, statistics, weights, model_folder
-    )
+      config, run, validation_records, labeled_records, statistics, weights, model_folder,
+      on_fitted,
+    )  # fmt: skip
   log.LOG.info('Summary: %s', _format_numbers(result['summary']))
   if previous_info:
     result['drift'] |= {
@@ -218,6 +231,7 @@ def _fit_and_calibrate(
   statistics: StatisticsRange,
   weights: pretrained_weights.Provenance,
   model_folder: Path,
+  on_fitted: OnFitted,
 ) -> tuple[Result, calibration.Thresholds]:
   """Fit and calibrate a detector; write its model to `model_folder`, its state to `run.state_dir`.
 
@@ -234,6 +248,7 @@ def _fit_and_calibrate(
   progress.announce(CALIBRATION)
   peak_mb, fit_s, extractor = memory.peak_mb(), fit.fit_seconds, fit.extractor
   state_bytes = fit.state_bytes
+  on_fitted(run.detector, fit.fitted)
   arrays_sha256 = array_file.save_arrays(model_folder, fit.fitted)
   calibration_start = time.perf_counter() - fit.calibration_seconds
   validation_scores = _score_validation(config, run, fit.fitted, validation_records)
