@@ -18,6 +18,7 @@ from uadjax.numerics import coreset
 
 SMALL = {
   '_CANDIDATES': 32,
+  '_MAX_PLAIN': 12,
   '_GROUP': 4,
   '_MAX_NEW_CENTERS': 8,
   '_CHUNK': 3,
@@ -149,6 +150,18 @@ def test_whole_numbers_are_selected_without_error(d, largest, seed):
   _, kinds = np.unique(points[valid], axis=0, return_index=True)
   first = points[np.asarray(got.centers[: len(kinds)])]
   assert len(np.unique(first, axis=0)) == len(kinds)  # None came twice before all came once.
+
+
+def test_picks_of_few_points_are_those_of_plain_selection():
+  """With ties, points that coincide, and points that are not valid; they have no sketches."""
+  for seed in range(20):
+    random = np.random.default_rng(seed)
+    half = random.integers(-1, 2, (SMALL['_MAX_PLAIN'] // 2, 3)).astype(np.float32)
+    points, valid = np.concatenate([half, -half]), random.random(2 * len(half)) < 0.8
+    got = check(points, 12, valid, key=seed, steps=[5, 5, 12], room=12)
+    assert got.num_centers == valid.sum()
+  assert cloud(points).sketch.shape == (12, 0)
+  assert cloud(normal(13, 3)).sketch.shape == (13, 4)
 
 
 def test_distinct_points_come_before_duplicates():

@@ -18,6 +18,9 @@ centers with far less work:
   exact distance of a point to a new center is computed only if the distance of their sketches is
   below the distance of the point to its nearest center so far.
 
+Few points, which all would be candidates, need no passes, and no sketches. For them, compiling
+plain greedy selection takes a fraction of the time.
+
 The points may be sharded over devices: each shard measures its own points, and all shards select
 the same centers from the candidates of all. The ids of points decide which one is the first center
 and which one of equally far points comes first, so the selection does not depend on the sharding.
@@ -39,6 +42,9 @@ from uadjax.numerics import collectives
 from uadjax.types import Key
 
 _CANDIDATES = 4096  # Candidates of all shards together, approximately.
+_MAX_PLAIN = (
+  4096  # So many points, if they are not sharded, are selected from by plain greedy steps.
+)
 _GROUP = 16  # Adjacent points become candidates together, so that fewer values are sorted.
 _MAX_NEW_CENTERS = 1024  # A pass selects no more centers than this.
 _CHUNK = 64  # A block of points is measured against 64 centers at a time, while it is in the cache.
@@ -66,7 +72,8 @@ class PointSet(NamedTuple):
     point_id: unique id of each point; of equally far points the one with the smallest id is taken.
     center: rounded mean of a sample of the points. It is subtracted before norms and products are
       computed, so that a common offset costs no precision.
-    sketch: low-dimensional representation of each point: sketches are no farther apart than points.
+    sketch: low-dimensional representation of each point: sketches are no farther apart than points;
+      of few points it has no dimensions.
   """
 
   points: Float[Array, 'n d']
@@ -163,6 +170,8 @@ def center_and_sketch(
   scatter = jnp.einsum('nd,ne->de', deviations, deviations, precision=_EXACT)
   scatter = collectives.psum(scatter, axis_name)
   center = _round_to_coarse_steps(mean, jnp.sqrt(jnp.diagonal(scatter) / num_sampled))
+  if _is_plain(len(points), axis_name):
+    return center, jnp.zeros((len(points), 0))
   # The bounds hold for every orthonormal basis; the variance only decides how tight they are.
   basis = jnp.linalg.eigh(scatter)[1][:, -(_SKETCH - 1) :]
 
@@ -227,6 +236,8 @@ def select_until(
     target: total number of centers, earlier ones included; at most `max_centers` of `init`.
     axis_name: mesh axis over which the points are sharded, or None if there is a single shard.
   """
+  if _is_plain(len(selection.squared_distance), axis_name):
+    return _select_plainly(point_set, selection, target)
 
   def with_farthest(selection: Selection) -> tuple[Selection, Float[Array, '']]:
     return selection, collectives.all_max(selection.squared_distance.max(), axis_name)
@@ -245,6 +256,42 @@ def select_until(
     return with_farthest(Selection(centers, num_centers + num_new, distance))
 
   return jax.lax.while_loop(needs_more, select_batch, with_farthest(selection))[0]
+
+
+def _is_plain(n: int, axis_name: str | None) -> bool:
+  return axis_name is None and n <= _MAX_PLAIN
+
+
+def _select_plainly(point_set: PointSet, selection: Selection, target: Int[Array, '']) -> Selection:
+  """Do the same as `select_until` by measuring all points against each center; not sharded."""
+  points = point_set.points - point_set.center[None]
+  squared_norms = jnp.sum(points**2, axis=1)
+
+  def needs_more(selection: Selection) -> Bool[Array, '']:
+    return (selection.num_centers < target) & (selection.squared_distance.max() >= 0)
+
+  def select_next(selection: Selection) -> Selection:
+    centers, num_centers, distance = selection
+    pick = _farthest(distance, point_set.point_id)
+    distance = jnp.minimum(distance, _squared_distance_to(points, squared_norms, pick))
+    centers = centers.at[num_centers].set(pick)
+    return Selection(centers, num_centers + 1, distance.at[pick].set(-1.0))
+
+  return jax.lax.while_loop(needs_more, select_next, selection)
+
+
+def _farthest(distance: Float[Array, ' c'], point_id: Int[Array, ' c']) -> Int[Array, '']:
+  """Return the position of the largest distance, of equal ones that with the smallest id."""
+  is_max = distance == distance.max()
+  min_id = jnp.min(point_id, where=is_max, initial=_MAX_ID)
+  return jnp.argmax(is_max & (point_id == min_id)).astype(jnp.int32)
+
+
+def _squared_distance_to(
+  points: Float[Array, 'c d'], squared_norms: Float[Array, ' c'], pick: Int[Array, '']
+) -> Float[Array, ' c']:
+  product = jnp.einsum('cd,d->c', points, points[pick], precision=_EXACT)
+  return jnp.maximum(squared_norms + squared_norms[pick] - 2 * product, 0.0)
 
 
 class _Candidates(NamedTuple):
@@ -334,12 +381,8 @@ def _pick_centers(
 
   def take_next(carry: _Carry) -> _Carry:
     picks, num_picked, remaining = carry
-    # Ties go to the smallest id, as in plain greedy selection.
-    is_max = remaining == remaining.max()
-    min_id = jnp.min(candidates.point_id, where=is_max, initial=_MAX_ID)
-    pick = jnp.argmax(is_max & (candidates.point_id == min_id)).astype(jnp.int32)
-    product = jnp.einsum('cd,d->c', points, points[pick], precision=_EXACT)
-    to_pick = jnp.maximum(squared_norms + squared_norms[pick] - 2 * product, 0.0)
+    pick = _farthest(remaining, candidates.point_id)
+    to_pick = _squared_distance_to(points, squared_norms, pick)
     remaining = jnp.minimum(remaining, to_pick).at[pick].set(-1.0)
     return picks.at[num_picked].set(pick), num_picked + 1, remaining
 
