@@ -20,7 +20,7 @@ from uadjax.evaluation.report import gallery, provenance
 from uadjax.experiment import model_thresholds
 from uadjax.inference import parts
 from uadjax.model import model_dir as model_dirs
-from uadjax.system import files, logging, progress
+from uadjax.system import files, logging, progress, threads
 from uadjax.training import workdir as workdirs
 from uadjax.training.settings import Settings
 
@@ -55,14 +55,13 @@ def evaluate_and_report(
   progress.announce(EVALUATION)
   options, run_label = config.evaluate, workdirs.category_name(config)
   mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
-  mask_reading = config.data.mask
   start = time.perf_counter()
   evaluation = evaluate.evaluate(
     model,
     test_records,
     mesh,
     options.batch_size,
-    mask_reading,
+    config.data.mask,
     workdir,
     options.save_pictures,
     loaded_images or {},
@@ -75,36 +74,50 @@ def evaluate_and_report(
   anomalous_scores = titled_curves.scores[np.array([r.is_anomalous for r in test_records])]
   advice = model_thresholds.advise(model, evaluation.metrics, anomalous_scores)
   evaluation.metrics['threshold_advice'] = advice.to_dict() if advice else None
-  curves.draw(workdir / 'curves', titled_curves)
   warnings = curves.model_warnings(titled_curves)
   _log_result(run_label, titled_curves, evaluation.metrics, warnings)
   if advice:
     logging.LOG.warning('%s', advice)
-  if options.report_pictures:
-    picture_indices = gallery.choose(
-      test_records,
-      titled_curves.scores,
-      curves.image_labels(titled_curves),
-      model.thresholds.image_threshold,
-      options.report_pictures,
-    )
-    maps = evaluation.anomaly_maps
-    pictures = gallery.make_pictures(test_records, maps, picture_indices, model.ops, mask_reading)
-    report_metadata = provenance.collect(
-      model, test_records, {**(timing or {}), 'evaluate_s': evaluate_s}
-    )
-    report_path = report_path or workdir / 'report.html'
-    report_path.parent.mkdir(parents=True, exist_ok=True)
-    reports.write(
-      report_path, titled_curves, evaluation.metrics, test_records, pictures, report_metadata
-    )
-    logging.LOG.info('Report: %s', report_path)
+  # matplotlib keeps one core busy; the pictures of the report are encoded meanwhile.
+  with threads.thread_pool(1, 'uadjax-curves') as pool:
+    drawing = pool.submit(curves.draw, workdir / 'curves', titled_curves)
+    if options.report_pictures:
+      report_timing = {**(timing or {}), 'evaluate_s': evaluate_s}
+      report_path = report_path or workdir / 'report.html'
+      evaluation = evaluation._replace(curve_data=titled_curves)
+      _write_report(report_path, model, evaluation, test_records, config, report_timing)
+    drawing.result()
   return {
     'metrics': evaluation.metrics,
     'warnings': warnings,
     'timing': {'evaluate_s': evaluate_s},
     **result,
   }
+
+
+def _write_report(
+  path: Path,
+  model: model_dirs.Model,
+  evaluation: evaluate.Evaluation,
+  test_records: Sequence[Record],
+  config: Settings,
+  timing: Mapping[str, float],
+) -> None:
+  data = evaluation.curve_data
+  indices = gallery.choose(
+    test_records,
+    data.scores,
+    curves.image_labels(data),
+    model.thresholds.image_threshold,
+    config.evaluate.report_pictures,
+  )
+  pictures = gallery.make_pictures(
+    test_records, evaluation.anomaly_maps, indices, model.ops, config.data.mask
+  )
+  metadata = provenance.collect(model, test_records, timing)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  reports.write(path, data, evaluation.metrics, test_records, pictures, metadata)
+  logging.LOG.info('Report: %s', path)
 
 
 def check_parts(config: Settings, test_records: Sequence[Record]) -> None:

@@ -27,6 +27,8 @@ MAX_BYTES = 13_000_000  # Limit of all pictures together; base64 makes them a th
 _HEATMAP_SIDE = 192  # Pixels along the longer side.
 # Longer side and quality of photos, from fine to coarse.
 _ENCODINGS = (512, 82), (512, 65), (512, 45), (384, 45), (256, 45), (192, 30)
+# Effort of the WebP encoder, up to 6: half the time of the default 4, for 4 % more bytes.
+_WEBP_METHOD = 2
 _NUM_THREADS = 2  # Decoding and encoding release the GIL.
 
 
@@ -124,7 +126,7 @@ def make_picture(
   small_map, visible = ops.restore(anomaly_map, *_fit_within(size, _HEATMAP_SIDE))
   levels, low, high = heatmap.to_levels(small_map)
   truth = pixel_scores.read_defect_mask(record, size, mask_reading)
-  heatmap_png = _encode(Image.fromarray(levels), 'PNG', optimize=True)
+  heatmap_png = _encode(Image.fromarray(levels), 'PNG')
   truth_png = None if truth is None or not truth.any() else _encode_mask(truth)
   remaining_bytes = max_bytes - len(heatmap_png) - len(truth_png or b'')
   photo, (height, width), is_coarse = _encode_photo(image, remaining_bytes)
@@ -146,7 +148,7 @@ def _encode_photo(
     size = height, width = _fit_within((image.shape[0], image.shape[1]), side)
     resized = Image.fromarray(image)
     resized = resized.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    photo = _encode(resized, 'WEBP', quality=quality)
+    photo = _encode(resized, 'WEBP', quality=quality, method=_WEBP_METHOD)
     is_coarse = (side, quality) != _ENCODINGS[0]
     if len(photo) <= max_bytes:
       break
@@ -157,7 +159,7 @@ def _encode_mask(truth: Bool[np.ndarray, 'h w']) -> bytes:
   """Encode a downsampled mask, in which even a defect of one pixel remains."""
   height, width = _fit_within((truth.shape[0], truth.shape[1]), _ENCODINGS[0][0])
   gray = Image.fromarray(truth.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
-  return _encode(Image.fromarray(np.asarray(gray) > 0), 'PNG', optimize=True)
+  return _encode(Image.fromarray(np.asarray(gray) > 0), 'PNG')
 
 
 def _encode(image: Image.Image, image_format: str, **options: int | bool) -> bytes:
