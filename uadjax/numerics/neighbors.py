@@ -58,6 +58,7 @@ class Neighbors(NamedTuple):
   row: Int32[Array, 'q k']
 
 
+@jax.jit  # One compilation instead of one per operation.
 def build_index(memory_bank: Float[Array, 'n d']) -> Index:
   """Return a memory bank prepared for the search.
 
