@@ -139,7 +139,6 @@ def compile_for_mesh(
     batch_size: number of images per batch; rounded up as by `Scorer.with_batch_size`.
     image_size: height and width of the images.
   """
-  mesh = meshes.mesh_that_fits(mesh, fitted)
   shape = batch_size + -batch_size % mesh.size, *image_size, 3
   images = meshes.abstract(mesh, jax.ShapeDtypeStruct(shape, np.uint8), P('data'))
   return jax.jit(score).lower(meshes.abstract(mesh, fitted, P()), images).compile()
