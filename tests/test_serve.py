@@ -311,7 +311,7 @@ def test_a_full_queue_refuses_and_recovers(directory, photos):
 
 
 def test_what_is_misspelled_is_not_passed_over(ask, photos):
-  """Another model would response for the one that was meant."""
+  """Otherwise another model than the requested one could respond."""
   content, file = photos[0].read_bytes(), {'image': ('x.png', photos[0].read_bytes())}
   for response, told in (
     (ask.post(f'{ROUTE}?modell=again', content=content, headers=RAW), "'modell' in the query"),

@@ -1,6 +1,6 @@
 """Locks of open files, and of folders whose files several processes may change.
 
-On a file system without locks nothing is locked, and everyone goes on.
+On a file system without locks, nothing is locked and every process continues.
 """
 
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def lock_folder(folder: Path, name: str = _LOCK_FILE, wait: bool = True) -> Iter
   """Hold the lock of a folder, after waiting for another process or thread that holds it.
 
   The lock is on a file in the folder, which is removed in the end. It is released when its process
-  ends, however that happens. It is advisory: processes that do not take it can change the
+  ends, however that happens. It is advisory: processes that do not take it can change the files.
 
   Args:
     folder: the folder.
