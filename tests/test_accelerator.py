@@ -133,7 +133,7 @@ def test_every_product_of_a_detector_asks_for_float32(name):
   assert all(map(is_exact, products))
 
 
-def test_every_product_of_selection_and_leaving_out_asks_for_float32():
+def test_every_product_of_selection_and_leave_one_out_asks_for_float32():
   points, valid, number = jnp.zeros((200, 20)), jnp.ones(200, bool), jnp.arange(200)
   point_set = coreset.PointSet(points, number, jnp.zeros(20), jnp.zeros((200, 8)))
   selection = coreset.init(jax.random.key(0), valid, number, 50)
@@ -185,7 +185,7 @@ def convolution_case(size, stride):
 
 
 @pytest.mark.parametrize(('size', 'stride'), [(3, 1), (3, 2), (1, 1)])
-def test_a_convolution_and_its_gradients_are_those_of_float64(size, stride):
+def test_a_convolution_and_its_gradients_equal_float64(size, stride):
   x, kernel, g = convolution_case(size, stride)
 
   @jax.jit
@@ -202,7 +202,7 @@ def test_a_convolution_and_its_gradients_are_those_of_float64(size, stride):
 
 
 @pytest.mark.parametrize('bits', [11, 8])  # TF32 and bfloat16, the implicit bit included.
-def test_rounded_factors_would_be_noticed(bits):
+def test_the_tolerance_excludes_rounded_factors(bits):
   x, kernel, g = convolution_case(3, 1)
   x, kernel, g, *exact = (rounded(x, bits), rounded(kernel, bits), rounded(g, bits), x, kernel, g)
   assert relative(slow_conv(x, kernel, 1), slow_conv(*exact[:2], 1)) > 10 * TOLERANCE
@@ -310,7 +310,7 @@ def slow_image_scores(model, distances):
   return anomaly_maps, values[:, -max(1, round(share * values.shape[1])) :].mean(axis=1)
 
 
-def test_features_are_those_of_float64():
+def test_features_equal_float64():
   module = backbones.build('compact', ('layer1', 'layer2'))
   variables, _ = weights.load('embedded', module)
   images = np.random.default_rng(0).integers(0, 256, (2, HEIGHT, WIDTH, 3), np.uint8)
@@ -360,9 +360,7 @@ def difference(scores, expected):
 
 
 @pytest.mark.parametrize('name', small_runs.NAMES)
-def test_scores_are_those_of_the_cpu_and_of_float64(
-  name, trained, images, device, cpu, record_property
-):
+def test_scores_equal_the_cpu_and_float64(name, trained, images, device, cpu, record_property):
   model = opened(trained(name))
   scores = scores_on(model, device, images)
   for name, want in (
@@ -376,7 +374,7 @@ def test_scores_are_those_of_the_cpu_and_of_float64(
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['padim', 'patchcore'])
 @pytest.mark.parametrize('bits', [10, 7])  # TF32 and bfloat16.
-def test_rounded_factors_of_convolutions_would_be_noticed_in_scores(
+def test_the_tolerance_of_scores_excludes_rounded_convolutions(
   name, bits, trained, images, cpu, monkeypatch, record_property
 ):
   exact, conv = scores_on(opened(trained(name)), cpu, images), convolution.conv
@@ -391,7 +389,7 @@ def test_rounded_factors_of_convolutions_would_be_noticed_in_scores(
 
 
 @pytest.mark.parametrize('name', small_runs.NAMES)
-def test_a_batch_scores_as_its_images_alone_and_again_to_the_bit(name, trained, images, device):
+def test_batched_equals_one_by_one_and_repeats_to_the_bit(name, trained, images, device):
   model = opened(trained(name))
   batched = scores_on(model, device, images)
   alone = [scores_on(model, device, images[[i]]) for i in range(len(images))]
@@ -401,7 +399,7 @@ def test_a_batch_scores_as_its_images_alone_and_again_to_the_bit(name, trained, 
 
 
 @pytest.mark.parametrize('name', small_runs.NAMES)
-def test_metrics_are_those_of_the_scores(name, trained):
+def test_image_auroc_equals_the_comparison_of_all_pairs(name, trained):
   """Pair by pair; half a pair where scores are equal."""
   rows = small_runs.table(trained(name) / 'scores.csv')
   good, defective = (
@@ -415,9 +413,7 @@ def test_metrics_are_those_of_the_scores(name, trained):
 # Fits.
 
 
-def test_padim_is_fitted_as_in_float64_and_as_by_the_cpu(
-  trained, fitted_on_cpu, images, learned, cpu
-):
+def test_a_padim_fit_equals_the_cpu_and_float64(trained, fitted_on_cpu, images, learned, cpu):
   model = opened(trained('padim'))
   (variables, projection), _, _ = model.fitted
 
@@ -443,7 +439,7 @@ def bank_rows(model):
   return np.asarray(index.rows, np.float64) + np.asarray(index.center, np.float64)
 
 
-def test_the_coreset_is_that_of_greedy_selection_and_of_the_cpu(
+def test_a_coreset_covers_as_well_as_greedy_selection_and_the_cpu(
   trained, fitted_on_cpu, learned, record_property
 ):
   """Rounding may swap two equally far patches; the selection then covers as well."""
@@ -468,7 +464,7 @@ def test_the_coreset_is_that_of_greedy_selection_and_of_the_cpu(
 
 
 @pytest.mark.slow
-def test_a_training_step_is_that_of_the_cpu_with_the_gradients_of_xla(device, cpu, monkeypatch):
+def test_a_training_step_equals_the_cpu_with_gradients_of_xla(device, cpu, monkeypatch):
   backbone = backbones.build('compact', ('layer1',))
   variables, _ = weights.load('embedded', backbone)
   context = RunContext(16, 16, learning_rate=lambda step: 0.4)
@@ -513,7 +509,7 @@ def test_resumed_from_a_checkpoint_equals_uninterrupted(trained, drawn, tmp_path
 
 
 @pytest.mark.parametrize('name', small_runs.ANY_NAME)
-def test_an_onnx_graph_says_what_the_device_says(name, exported, images, device):
+def test_an_onnx_graph_equals_the_device(name, exported, images, device):
   pytest.importorskip('onnxruntime', reason='needs the extra export')
   directory = exported(name)
   run = runtimes.open_graph(directory / 'model.onnx', 'onnxruntime').run
@@ -522,9 +518,7 @@ def test_an_onnx_graph_says_what_the_device_says(name, exported, images, device)
 
 
 @pytest.mark.parametrize('name', small_runs.ANY_NAME)
-def test_a_stablehlo_graph_says_on_the_device_what_the_cpu_says(
-  name, trained, images, cpu, tmp_path
-):
+def test_a_stablehlo_graph_on_the_device_equals_the_cpu(name, trained, images, cpu, tmp_path):
   model = opened(trained(name))
   stablehlo.write(graphs.from_model(model, None, None), tmp_path / 'graph')
   scores = stablehlo.load(tmp_path / 'graph')(images)

@@ -206,7 +206,7 @@ def summaries(report: checks.Report) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_what_is_right_passes(tmp_path, layout):
+def test_a_correct_dataset_passes(tmp_path, layout):
   LAYOUTS[layout](tmp_path / 'my parts')
   report = checks.check(tmp_path, 'my parts')
   lacking = [('warning', 'no good test images', '.')] if layout == 'folder' else []
@@ -258,7 +258,7 @@ def test_all_problems_are_reported_at_once_errors_first_and_always_alike(tmp_pat
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_of_what_is_right_all_is_used_and_nothing_is_said(tmp_path, layout):
+def test_all_records_of_a_correct_dataset_are_usable(tmp_path, layout):
   LAYOUTS[layout](tmp_path)
   report = checks.check(tmp_path)
   assert checks.usable_splits(report) == checks.require_valid(report) == report.splits
@@ -266,7 +266,7 @@ def test_of_what_is_right_all_is_used_and_nothing_is_said(tmp_path, layout):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_of_what_is_wrong_all_is_used_that_can_be(tmp_path, layout):
+def test_records_without_errors_stay_usable(tmp_path, layout):
   LAYOUTS[layout](tmp_path)
   for where, spoil, *_, kind, path, _ in BAD:
     if where == layout and kind not in ('empty split', 'too few images') and path != '.':
@@ -287,7 +287,7 @@ def test_of_what_is_wrong_all_is_used_that_can_be(tmp_path, layout):
   assert usable <= {record.path for record in (*train, *test)}
 
 
-def test_what_fits_no_mask_is_still_known_to_be_defective(tmp_path):
+def test_an_image_without_a_usable_mask_stays_defective(tmp_path):
   mvtec(tmp_path)
   (tmp_path / 'ground_truth/cut/0_mask.png').write_bytes(b'')
   mask(tmp_path / 'ground_truth/cut/1_mask.png', 255, size=(9, 8))
@@ -298,7 +298,7 @@ def test_what_fits_no_mask_is_still_known_to_be_defective(tmp_path):
   assert sum(record.is_anomalous for record in test) == 3
 
 
-def test_what_only_an_unreadable_mask_could_tell_is_left_out(tmp_path):
+def test_an_image_whose_class_needs_an_unreadable_mask_is_excluded(tmp_path):
   seglist(tmp_path)
   (tmp_path / 'annotations/cut_1.png').write_bytes(b'')
   line(tmp_path, 'train.txt', 'images/new.png annotations/new.png')
@@ -310,7 +310,7 @@ def test_what_only_an_unreadable_mask_could_tell_is_left_out(tmp_path):
   assert tmp_path / 'images/cut/1.png' not in {record.path for record in test}
 
 
-def test_a_folder_determines_that_an_image_is_good_whatever_its_mask(tmp_path):
+def test_an_image_in_a_folder_good_is_good_whatever_its_mask(tmp_path):
   mvtec(tmp_path)
   mask(tmp_path / 'ground_truth/good/0_mask.png')
   (tmp_path / 'ground_truth/good/0_mask.png').write_bytes(b'?')
@@ -320,7 +320,7 @@ def test_a_folder_determines_that_an_image_is_good_whatever_its_mask(tmp_path):
   assert len(mask_by_image) == len(report.splits.test)
 
 
-def test_one_picture_is_not_both_learned_from_and_tested_on(tmp_path):
+def test_duplicates_are_not_in_both_train_and_test(tmp_path):
   mvtec(tmp_path)
   copy(tmp_path, 'train/good/0.png', 'train/good/again.png')
   copy(tmp_path, 'train/good/0.png', 'test/cut/same.png')  # Defective: no copy may be learned.
@@ -334,7 +334,7 @@ def test_one_picture_is_not_both_learned_from_and_tested_on(tmp_path):
   assert '2 of 5 training images, 1 of 7 test images.' in description
 
 
-def test_masks_that_are_left_out_are_counted(tmp_path):
+def test_excluded_masks_are_counted(tmp_path):
   mvtec(tmp_path)
   (tmp_path / 'ground_truth/cut/0_mask.png').write_bytes(b'')
   mask(tmp_path / 'ground_truth/cut/1_mask.png', 255, size=(9, 8))
@@ -344,7 +344,7 @@ def test_masks_that_are_left_out_are_counted(tmp_path):
   assert 'unreadable images and masks: 1. Errors: 2' in str(report)
 
 
-def test_labels_of_other_tools_are_known_by_their_ends(tmp_path):
+def test_label_files_are_recognized_whatever_precedes_the_pattern(tmp_path):
   for number, (name, content, tool) in enumerate(
     (
       ('a.json', '{"imageData": "' + 'A' * 300_000 + '", "shapes": []}', 'LabelMe'),
@@ -365,7 +365,7 @@ def test_labels_of_other_tools_are_known_by_their_ends(tmp_path):
     assert all(f'src_dataset_type={tool}.' in message for message in messages), messages
 
 
-def test_where_nothing_is_left_to_learn_from_nothing_is_used(tmp_path):
+def test_a_dataset_without_usable_training_images_is_refused(tmp_path):
   mvtec(tmp_path)
   for path in (tmp_path / 'train/good').iterdir():
     path.write_bytes(b'')
@@ -377,7 +377,7 @@ def test_where_nothing_is_left_to_learn_from_nothing_is_used(tmp_path):
 HIDDEN = {('empty mask', 'ground_truth/hole/0_mask.png')}  # For another bad input removes it.
 
 
-def test_the_threshold_decides_what_a_defect_is(tmp_path):
+def test_the_reading_of_masks_determines_which_images_are_defective(tmp_path):
   seglist(tmp_path)
   mask(tmp_path / 'annotations/cut_0.png', 9)
   assert [r.defect for r in checks.check(tmp_path).splits.test] == ['good', 'cut', 'good', 'cut']
@@ -434,7 +434,7 @@ def test_every_image_is_passed_to_the_function_of_its_split(tmp_path):
       np.testing.assert_array_equal(image, image_io.decode(path))
 
 
-def test_what_is_not_there_at_all_is_refused(tmp_path):
+def test_absent_folders_and_unknown_layouts_are_refused(tmp_path):
   with pytest.raises(DataError, match='No folder'):
     checks.check(tmp_path / 'absent')
   with pytest.raises(ConfigError, match='coco'):

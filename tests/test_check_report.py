@@ -111,7 +111,7 @@ def test_a_file_with_many_problems_makes_no_long_sheet(tmp_path):
   assert image_io.image_size(tmp_path / 'run/check_dataset/problems.png')[0] < 1000
 
 
-def test_what_cannot_be_read_is_a_gray_tile_above_its_sentence(tmp_path):
+def test_an_unreadable_image_is_a_gray_tile_above_its_message(tmp_path):
   root = bottles(tmp_path / 'bottles')
   (root / 'train/good/0000.png').touch()
   reports.write(checks.check(root), tmp_path)
@@ -136,7 +136,7 @@ def test_ticks_are_plain_numbers_and_more_than_one(least, span):
     np.testing.assert_allclose(float(reports._format_plain(tick)), tick, rtol=1e-5)
 
 
-def test_what_cannot_be_shown_leaves_no_sheet(tmp_path):
+def test_problems_of_folders_have_no_sheet(tmp_path):
   root = bottles(tmp_path / 'bottles')
   picture(root / 'train/scratch/0.png', 500)  # A folder is what is wrong.
   result = reports.write(checks.check(root), tmp_path)
@@ -155,13 +155,13 @@ def test_a_second_check_replaces_the_first(tmp_path):
 
 
 @pytest.mark.parametrize('names', [('$x_$', '瑕疵'), ()], ids=['strange names', 'no defects'])
-def test_names_are_no_formulas_and_there_may_be_none(tmp_path, names):
+def test_a_histogram_is_drawn_whatever_the_names_of_defects(tmp_path, names):
   report = checks.check(bottles(tmp_path / 'bottles', names))
   reports.write(report, tmp_path)
   assert (tmp_path / 'check_dataset/histogram.png').stat().st_size > 1000
 
 
-def test_images_of_any_shape_are_brought_to_one_size(tmp_path):
+def test_samples_have_a_largest_size_whatever_their_shape(tmp_path):
   for number, (height, width) in enumerate([(5, 900), (900, 5), (1, 1), (700, 600)]):
     picture(tmp_path / f'parts/{number}.png', number, height, width)
   result = reports.write(checks.check(tmp_path / 'parts'), tmp_path)

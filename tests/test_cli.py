@@ -131,7 +131,7 @@ def test_people_see_a_line_for_each_image_and_a_sum(model, images, uadjax, tmp_p
   assert len(saved) == 11
 
 
-def test_what_is_saved(model, images, uadjax, tmp_path, monkeypatch):
+def test_options_select_which_results_are_saved(model, images, uadjax, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   one = images / 'good' / '000.png'
   assert uadjax('predict', model, one, '--no-save')[0] == 0
@@ -264,7 +264,7 @@ UNUSABLE = [
 ]
 
 
-def test_what_is_misspelled_has_status_2_and_leaves_nothing(model, images, drawn, uadjax, tmp_path):
+def test_wrong_commands_have_status_2_and_leave_nothing(model, images, drawn, uadjax, tmp_path):
   own = {'M': model, 'I': images, 'D': drawn}
   for given, said in MISSPELLED:
     words = [own.get(word, word) for word in given]
@@ -293,7 +293,7 @@ def test_unusable_inputs_have_status_1_and_leave_nothing(model, images, uadjax, 
 
 
 @pytest.mark.parametrize('missing', ['model', 'image'])
-def test_what_is_not_there_has_status_1_and_a_path_to_copy(
+def test_absent_paths_have_status_1_and_are_printed_in_one_line(
   model, images, uadjax, tmp_path, missing, monkeypatch
 ):
   monkeypatch.setenv('COLUMNS', '40')
@@ -311,13 +311,13 @@ def test_what_is_not_there_has_status_1_and_a_path_to_copy(
   assert told['type'] in ('ModelError', 'DataError')
 
 
-def test_without_a_model_the_demos_answers(model, images, uadjax, monkeypatch):
+def test_without_a_model_the_demo_model_is_used(model, images, uadjax, monkeypatch):
   monkeypatch.setattr(demo_model, 'ensure_model_dir', lambda title: model)
   status, out, _ = uadjax('--input', images, '--model', 'padim', '--json', '--no-save')
   assert (status, len(objects(out))) == (0, 5)
 
 
-def test_names_cannot_play_tricks(model, images, uadjax, tmp_path):
+def test_names_of_files_cannot_control_the_terminal(model, images, uadjax, tmp_path):
   names = ['line\nbreak.png', '[red]x[\\red].png', '\x1b[2Jgone.png', 'caf\udce9.png']
   for name in names:
     shutil.copy(images / 'good' / '000.png', tmp_path / name)
@@ -332,7 +332,9 @@ def test_names_cannot_play_tricks(model, images, uadjax, tmp_path):
   assert len([line for line in out.splitlines() if '.png' in line]) == len(names)
 
 
-def test_a_fault_of_ours_is_told_as_such(model, images, capfd, monkeypatch):
+def test_an_unexpected_exception_is_reported_as_an_internal_error(
+  model, images, capfd, monkeypatch
+):
   def fail(*args, **options):
     raise RuntimeError('out of memory')
 
@@ -343,7 +345,7 @@ def test_a_fault_of_ours_is_told_as_such(model, images, capfd, monkeypatch):
   assert 'Internal error' in said.err
 
 
-def test_a_data_set_is_checked(drawn, uadjax, tmp_path):
+def test_a_dataset_is_checked(drawn, uadjax, tmp_path):
   status, out, _ = uadjax('check', drawn / 'disc', '--output', tmp_path / 'out')
   assert status == 0
   assert 'Check dataset passed !' in out
@@ -374,7 +376,7 @@ def test_a_data_set_is_checked(drawn, uadjax, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_set_takes_no_other_folders_place(uadjax, tmp_path):
+def test_the_demo_dataset_replaces_a_folder_only_with_overwrite(uadjax, tmp_path):
   assert uadjax('demo', tmp_path, '--size', 32)[0] == 0
   assert uadjax('check', tmp_path / 'disc')[0] == 0
   before = (tmp_path / 'disc' / 'train' / 'good' / '000.png').read_bytes()
@@ -386,7 +388,7 @@ def test_the_demo_set_takes_no_other_folders_place(uadjax, tmp_path):
   assert (tmp_path / 'disc' / 'train' / 'good' / '000.png').read_bytes() != before
 
 
-def test_weights_are_told_of_and_fetched(uadjax, tmp_path, monkeypatch):
+def test_weights_are_listed_and_downloaded(uadjax, tmp_path, monkeypatch):
   content = b'weights'
   digest = hashlib.sha256(content).hexdigest()
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
@@ -444,7 +446,7 @@ def test_help_fits_and_shows_an_example(uadjax, monkeypatch, columns):
     assert columns < 80 or '…' not in out, command
 
 
-def test_what_is_completed_is_what_there_is():
+def test_completion_offers_all_models_and_backbones():
   assert set(options.MODELS) == set(detectors.TITLES)
   assert set(options.BACKBONES) == set(weights.FILES)
 
@@ -556,7 +558,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_an_image_is_read(
   assert [*tmp_path.iterdir()] == [file]
 
 
-def test_a_folder_of_categories_is_answered_with_their_names(model, drawn, uadjax):
+def test_an_error_for_a_folder_of_categories_lists_them(model, drawn, uadjax):
   for words in (('fit', drawn), ('check', drawn), ('report', model, drawn)):
     status, _, err = uadjax(*words)
     assert status == 2
@@ -584,7 +586,7 @@ def test_progress_never_gets_into_json(model, images, drawn, uadjax, monkeypatch
     assert has_bars or ' of ' in err, words
 
 
-def test_signs_tell_labels_apart_without_colors():
+def test_each_label_has_a_sign_of_its_own():
   signs = result_text.SIGNS
   assert len({sign for sign, _ in signs.values()}) == len(signs)
 
@@ -601,7 +603,7 @@ def process(*words, **more):
   return subprocess.Popen(code, text=True, env=environment, **streams)
 
 
-def test_help_and_version_and_completion_wait_for_neither_jax_nor_tensorflow():
+def test_help_version_and_completion_import_neither_jax_nor_tensorflow():
   code = """
 import os, sys
 from uadjax import cli
@@ -653,7 +655,7 @@ def many(images, tmp_path_factory):
 @pytest.mark.parametrize(
   'number', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
-def test_what_is_stopped_leaves_whole_files(model, many, tmp_path, number):
+def test_an_interrupted_command_leaves_complete_files(model, many, tmp_path, number):
   with process('predict', model, many, '--save-path', tmp_path) as stopped:
     first = stopped.stdout.readline()
     stopped.send_signal(number)
@@ -674,7 +676,7 @@ def test_what_is_stopped_leaves_whole_files(model, many, tmp_path, number):
 @pytest.mark.parametrize(
   'terminal', ['xterm-256color', pytest.param('dumb', marks=pytest.mark.slow)]
 )
-def test_bars_are_for_terminals_and_never_get_into_a_pipe(model, images, terminal):
+def test_progress_bars_are_drawn_on_terminals_only(model, images, terminal):
   ours, theirs = pty.openpty()
   words = ('predict', model, *[images] * 4, '--json', '--no-save')
   environment = {'TERM': terminal, 'NO_COLOR': '1'}

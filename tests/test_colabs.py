@@ -55,7 +55,7 @@ def cache(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
-def test_it_runs(name, cache, tmp_path):
+def test_a_notebook_runs(name, cache, tmp_path):
   """With settings small enough for tests."""
   notebook = read(name)
   settings = '\n'.join(f'{key} = {value!r}' for key, value in SMALL[name].items())
@@ -78,7 +78,7 @@ def test_every_notebook_has_settings_small_enough_for_tests():
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_what_is_committed_ran_as_it_is_and_shows_pictures(name):
+def test_a_committed_notebook_has_outputs_of_one_run_with_pictures(name):
   cells = code(read(name))
   assert [cell['execution_count'] for cell in cells] == [*range(1, len(cells) + 1)]
   outputs = [out for cell in cells for out in cell['outputs']]
@@ -93,7 +93,7 @@ def test_what_is_committed_ran_as_it_is_and_shows_pictures(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_it_is_a_notebook_of_python_that_installs_what_it_needs_first(name):
+def test_a_notebook_is_of_python_and_first_installs_uadjax(name):
   notebook = nbformat.read(FOLDER / f'{name}.ipynb', as_version=nbformat.NO_CONVERT)
   nbformat.validate(notebook)
   assert notebook.metadata.kernelspec.name == 'python3'

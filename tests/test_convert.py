@@ -153,7 +153,7 @@ def test_targets_and_kinds_that_are_refused(tmp_path):
     ('COCO', 'No JSON file below'),
   ],
 )
-def test_what_has_no_labels_is_not_taken_for_good(tmp_path, kind, pattern):
+def test_a_source_without_labels_is_refused(tmp_path, kind, pattern):
   for name in ('JPEGImages/a.png', 'JPEGImages/b.png'):
     picture(tmp_path / 'in' / name)
   write(tmp_path / 'in/ImageSets/Main/train.txt', 'a\nb\n')

@@ -216,7 +216,7 @@ def test_advancing_in_steps_is_advancing_at_once():
   )
 
 
-def test_a_step_takes_no_more_than_it_was_told():
+def test_a_step_selects_exactly_the_requested_number():
   got = select(normal(200, 20), 90, steps=[37])
   assert (
     got.num_centers
@@ -267,7 +267,7 @@ def test_sketches_lose_nothing_where_few_dimensions_hold_all_variance():
 
 
 @pytest.mark.parametrize('d', [3, 20])
-def test_bytes_per_point_are_those_of_what_is_held(d):
+def test_bytes_per_point_equal_the_size_of_the_arrays(d):
   points = normal(200, d)
   made = cloud(points)
   held = (

@@ -66,7 +66,7 @@ def test_a_process_that_inherits_a_lock_holds_it_until_it_ends(tmp_path):
   assert is_free(path)
 
 
-def test_staged_files_are_replaced_together_the_first_at_last(tmp_path, monkeypatch):
+def test_the_first_staged_file_is_replaced_last(tmp_path, monkeypatch):
   names, replace = ('commits', 'second', 'third'), Path.replace
 
   def write(num_allowed):
@@ -95,7 +95,7 @@ def test_staged_files_are_replaced_together_the_first_at_last(tmp_path, monkeypa
   assert all((tmp_path / name).read_bytes() == b'new' for name in names)
 
 
-def test_what_fails_while_files_are_staged_replaces_none(tmp_path):
+def test_an_exception_while_files_are_staged_replaces_none(tmp_path):
   for name in ('a', 'b'):
     (tmp_path / name).write_bytes(b'old')
 
@@ -228,7 +228,7 @@ def test_only_files_are_replaced(tmp_path):
   assert len([*tmp_path.iterdir()]) == 2
 
 
-def test_a_run_goes_on_without_its_log(capfd):
+def test_a_log_that_cannot_be_written_is_reported_once(capfd):
   if not Path('/dev/full').exists():
     pytest.skip('needs /dev/full')
   with logging.logging_to(Path('/dev/full')):

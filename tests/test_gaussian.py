@@ -170,7 +170,7 @@ def test_mahalanobis_is_the_definition():
     np.testing.assert_allclose(got[k, i, j], want, rtol=1e-3)
 
 
-def test_bands_say_what_the_squares_say():
+def test_distances_from_bands_equal_those_from_full_matrices():
   for d in (1, 3, 4, 9):
     random = np.random.default_rng(d)
     x, mean = (random.normal(size=(*n, 3, 2, d)).astype(np.float32) for n in ((5,), ()))

@@ -52,7 +52,7 @@ def test_a_step_that_fails_does_not_stop_the_others(tmp_path):
   assert results(tmp_path)['steps']['second']['note'] == 'broken'
 
 
-def test_the_same_command_repeats_what_did_not_succeed(tmp_path):
+def test_the_same_command_repeats_only_failed_steps(tmp_path):
   path, calls = tmp_path / 'results.json', []
 
   def step(name, succeeds):
@@ -70,7 +70,7 @@ def test_the_same_command_repeats_what_did_not_succeed(tmp_path):
   assert calls == ['first', 'second', 'second']
 
 
-def test_without_a_device_nothing_else_is_tried(tmp_path):
+def test_without_a_device_all_other_steps_are_skipped(tmp_path):
   def fail(seconds):
     raise gpu.StepError('JAX finds no tpu')
 
@@ -83,7 +83,7 @@ def test_without_a_device_nothing_else_is_tried(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which('nvidia-smi') is not None, reason='needs a machine without a GPU')
-def test_where_jax_finds_no_gpu_its_laws_do_not_run_on_the_cpu(tmp_path):
+def test_accelerator_tests_do_not_fall_back_to_the_cpu(tmp_path):
   options = gpu.parse_options(['--device=gpu', f'--out={tmp_path}'])
   with pytest.raises(gpu.StepError, match='JAX finds no gpu'):
     gpu.measure('environment', ['gpu'], options, 100)
@@ -105,7 +105,7 @@ def test_results_of_other_options_are_not_overwritten(tmp_path):
     gpu.main(['--device=cpu', '--size=full', '--minutes=0', f'--out={tmp_path}'])
 
 
-def test_laws_are_counted_and_their_failures_and_statements_named(tmp_path):
+def test_test_reports_are_read_with_failures_and_properties(tmp_path):
   report = tmp_path / 'laws.xml'
   report.write_text(
     '<testsuites><testsuite>'
@@ -123,7 +123,7 @@ def test_laws_are_counted_and_their_failures_and_statements_named(tmp_path):
   }
 
 
-def test_of_laws_that_were_stopped_the_finished_ones_are_named(tmp_path):
+def test_finished_tests_of_a_stopped_run_are_counted(tmp_path):
   log = tmp_path / 'laws.log'
   log.write_text(
     'tests/a.py::test_x[1] PASSED [ 1%]\ntests/a.py::test_y FAILED [ 2%]\ntests/a.py::test_z '
@@ -132,7 +132,7 @@ def test_of_laws_that_were_stopped_the_finished_ones_are_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_on_a_cpu_it_runs_at_small_sizes(tmp_path):
+def test_on_a_cpu_all_steps_succeed_at_small_sizes(tmp_path):
   command = [sys.executable, str(SCRIPT), '--device=cpu', f'--out={tmp_path}', '--minutes=30']
   completed = subprocess.run(command, capture_output=True, text=True)
   assert completed.returncode == 0, completed.stderr

@@ -74,7 +74,7 @@ def test_the_same_image_is_the_same_pixels_however_it_is_given(tmp_path):
       np.testing.assert_array_equal(inputs.read(only(what)), RGB)
 
 
-def test_a_folder_is_listed_as_a_data_set_is(tmp_path):
+def test_a_folder_is_listed_as_a_dataset_is(tmp_path):
   for name in ('10.png', '2.PNG', 'b/1.jpeg', 'b/c/x.TIF', 'a10/1.bmp', 'a9/1.webp', 'a9/2.tiff'):
     image(tmp_path / name)
   for name in ('notes.txt', '.hidden.png', '.git/x.png', 'png', 'x.png.gz', 'a9/Thumbs.db'):
@@ -117,14 +117,14 @@ def test_lists_keep_their_order_and_what_has_no_name_is_numbered(tmp_path):
   assert only(RGB).origin is RGB
 
 
-def test_inputs_are_taken_as_they_are_asked_for():
+def test_inputs_are_expanded_lazily():
   endless = (RGB for _ in itertools.count())
   assert [source.name for source in itertools.islice(inputs.expand([endless]), 3)] == [
     'array_0000', 'array_0001', 'array_0002',
   ]  # fmt: skip
 
 
-def test_folders_are_listed_in_their_turn(tmp_path, monkeypatch):
+def test_folders_are_listed_lazily(tmp_path, monkeypatch):
   for name in ('a/1.png', 'a/2.png', 'b/1.png', 'c/1.png'):
     image(tmp_path / name)
   listed = []
@@ -225,7 +225,7 @@ def test_lines_that_cannot_be_read_are_named_with_the_reason(tmp_path, monkeypat
     assert str(loaded.error) == str(error.value)
 
 
-def test_what_is_no_list_is_refused_at_once(tmp_path):
+def test_files_that_are_no_lists_are_refused_at_once(tmp_path):
   path = tmp_path / 'list.txt'
   for content, reason in (
     (b'', 'lists no image'),
@@ -318,7 +318,7 @@ def test_other_arrays_are_refused_with_the_way_out():
     refused(array, rf'^Cannot read array_0000: its shape is .*{way}')
 
 
-def test_what_is_missing_is_refused_at_once_where_it_is_all(tmp_path):
+def test_a_single_absent_input_is_refused_at_once(tmp_path):
   for path in (tmp_path / 'no.png', str(tmp_path / 'no.png'), {'img': tmp_path / 'no'}):
     with pytest.raises(DataError, match=r'Cannot read .*no.*: No such file or directory\.'):
       inputs.expand(path)
@@ -416,7 +416,7 @@ def assert_is_a_name(folder: Path, name: bytes) -> None:
     assert only(folder) == source
 
 
-def test_hostile_names_are_names(tmp_path):
+def test_unusual_file_names_are_read_literally(tmp_path):
   wrong = {}
   for number, name in enumerate(HOSTILE):
     try:
@@ -460,7 +460,7 @@ def archive() -> bytes:
   return file.getvalue()
 
 
-def test_what_poses_as_an_image_is_refused(tmp_path):
+def test_other_contents_with_an_image_suffix_are_refused(tmp_path):
   path = tmp_path / 'a.png'
   reason = f'not a {image_io.FORMAT_NAMES} image'
   for content in (

@@ -94,7 +94,7 @@ def test_long_strings_stay_as_they_are(text):
   'other',
   ['[' * 500, '[""' + ',""' * 200 + ']', ' ' * 500, '"' + '\\n' * 500 + '"'],
 )
-def test_what_is_beside_the_image_is_limited_before_it_is_parsed(other, monkeypatch):
+def test_the_size_beside_the_image_is_limited_before_parsing(other, monkeypatch):
   monkeypatch.setattr(Body, 'model_validate_json', None)
   with pytest.raises(RequestError) as caught:
     json_body.parse(b'{"data": [], "other": ' + other.encode(), Body)
@@ -103,7 +103,7 @@ def test_what_is_beside_the_image_is_limited_before_it_is_parsed(other, monkeypa
 
 @hypothesis.settings(suppress_health_check=fixtures_per_function)
 @hypothesis.given(st.binary(max_size=300))
-def test_no_content_makes_it_fail(content):
+def test_random_bytes_are_refused_with_the_documented_errors(content):
   for body in (content, b'{"data": ' + content):
     with pytest.raises((pydantic.ValidationError, RequestError)):
       json_body.parse(body, Body)

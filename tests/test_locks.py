@@ -21,7 +21,7 @@ with locks.lock_folder(pathlib.Path(sys.argv[1])):
 """
 
 
-def test_one_thread_at_a_time(tmp_path):
+def test_one_thread_holds_a_lock_at_a_time(tmp_path):
   holders, most = [], []
 
   def hold():

@@ -168,7 +168,7 @@ def test_a_check_reports_all_problems(bad, tmp_path):
   assert 'Check dataset failed.' in (tmp_path / 'check_dataset.log').read_text()
 
 
-def test_what_fails_the_check_is_not_learned_from(bad, tmp_path, capfd):
+def test_a_dataset_that_fails_the_check_is_not_learned_from(bad, tmp_path, capfd):
   message = refused('patchcore', bad, tmp_path)
   assert '--config.check.enforce=false' in message
   for _, path in ERRORS:
@@ -178,7 +178,7 @@ def test_what_fails_the_check_is_not_learned_from(bad, tmp_path, capfd):
   assert 'Traceback' not in output
 
 
-def test_what_can_be_used_is_learned_from_when_asked(bad, tmp_path):
+def test_without_enforcement_the_usable_images_are_learned_from(bad, tmp_path):
   more = ('--config.check.enforce=false', f'--workdir={tmp_path}')
   assert run(*flags('padim', bad), *more) == 0
   outcome = result(tmp_path)
@@ -213,7 +213,7 @@ def test_listed_defects_are_never_learned_from(root, tmp_path):
   assert result(tmp_path / 'run')['summary']['images'] == TRAIN
 
 
-def test_what_nothing_is_left_of_is_refused_all_the_same(tmp_path):
+def test_a_dataset_without_usable_images_is_refused_even_without_enforcement(tmp_path):
   for number in range(3):
     (tmp_path / 'data').mkdir(exist_ok=True)
     (tmp_path / f'data/{number}.png').touch()
@@ -254,7 +254,7 @@ WRONG = [
 ]
 
 
-def test_what_cannot_be_converted_or_split_is_one_message(root, tmp_path, monkeypatch, capfd):
+def test_failures_of_conversion_or_splitting_are_one_message(root, tmp_path, monkeypatch, capfd):
   monkeypatch.chdir(tmp_path)
   for words, message in WRONG:
     own = ('--config.mode=check_dataset', *words, f'--workdir={tmp_path / "run"}')
@@ -271,7 +271,7 @@ def test_what_cannot_be_converted_or_split_is_one_message(root, tmp_path, monkey
 # Learning and judging.
 
 
-def test_lists_are_learned_from_and_judged(learned):
+def test_a_model_is_fitted_and_evaluated_from_lists(learned):
   metrics = result(learned('listed'))['metrics']
   assert all(metrics[key] > 0.5 for key in METRICS if key.endswith('auroc'))  # Of chance.
   assert all(metrics[key] is not None for key in METRICS)
@@ -281,7 +281,7 @@ def test_lists_are_learned_from_and_judged(learned):
   assert set(metrics['at_threshold']['miss_rate']) == set(DEFECTS)
 
 
-def test_folders_are_learned_from_and_judged_as_far_as_they_tell(learned):
+def test_metrics_that_need_masks_or_good_images_are_null_without_them(learned):
   workdir = learned('bins')
   metrics = result(workdir)['metrics']
   assert all(metrics[key] is None for key in METRICS)  # No good test images, no masks.
@@ -293,7 +293,7 @@ def test_folders_are_learned_from_and_judged_as_far_as_they_tell(learned):
   assert manifest(workdir)['thresholds']['num_normals'] == 1
 
 
-def test_good_images_alone_are_learned_from_and_judge_others(learned, root, tmp_path):
+def test_a_model_of_good_images_alone_predicts_others(learned, root, tmp_path):
   workdir = learned('plain')
   outcome = result(workdir)
   assert outcome['done_flag'] is True
@@ -314,7 +314,7 @@ def test_good_images_alone_are_learned_from_and_judge_others(learned, root, tmp_
     assert (prediction['label'] == 'NG') == (prediction['score'] > limits['image_threshold'])
 
 
-def test_a_data_set_is_judged_alike_in_every_layout(trained, root, tmp_path):
+def test_metrics_do_not_depend_on_the_layout(trained, root, tmp_path):
   """Nothing but the order of the images differs; the mask alone tells in a list."""
   model = trained('padim')
   check(root / 'disc', tmp_path, *converting(tmp_path / 'list'))
@@ -383,7 +383,7 @@ def test_the_log_begins_with_the_verdicts(trained, root, tmp_path):
 
 
 @pytest.mark.parametrize('missing', ['good', pytest.param('defective', marks=pytest.mark.slow)])
-def test_a_test_set_of_one_kind_has_curves_but_no_such_numbers(trained, root, tmp_path, missing):
+def test_a_test_set_of_one_class_has_curves_but_null_metrics(trained, root, tmp_path, missing):
   data = tmp_path / 'disc'
   shutil.copytree(root / 'disc', data)
   for kind in ('good',) if missing == 'good' else DEFECTS:
@@ -440,7 +440,7 @@ def labeled(directory, method='f1'):
 
 # Each way of learning once.
 @pytest.mark.parametrize('name', ['padim', pytest.param('stfpm', marks=pytest.mark.slow)])
-def test_f1_on_labelled_images_reaches_the_oracle_on_the_same_images(root, name, tmp_path):
+def test_f1_on_labeled_images_reaches_the_oracle_on_the_same_images(root, name, tmp_path):
   words = (*flags(name, root / 'disc'), *labeled(root / 'disc'))
   assert run(*words, f'--workdir={tmp_path}') == 0
   limits = manifest(tmp_path)['thresholds']
@@ -452,7 +452,7 @@ def test_f1_on_labelled_images_reaches_the_oracle_on_the_same_images(root, name,
 
 
 @pytest.mark.slow
-def test_where_misses_are_dear_none_is_left(root, tmp_path):
+def test_with_a_high_cost_of_misses_no_defect_is_missed(root, tmp_path):
   """Labelled images in folders: good ones stand where others are learned from, masks nowhere."""
   shown = tmp_path / 'shown'
   for kind in ('good', 'spot'):
@@ -475,7 +475,7 @@ REFUSED = [
 ]
 
 
-def test_labelled_images_that_set_no_threshold_are_refused(root, tmp_path):
+def test_labeled_images_that_set_no_threshold_are_refused(root, tmp_path):
   for number, (data, shown, method, said) in enumerate(REFUSED):
     words = labeled(root / shown if shown else '', method)
     message = refused('padim', root / data, tmp_path / str(number), *words)

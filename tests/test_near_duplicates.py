@@ -48,7 +48,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize('change', ['copied', 'encoded', 'brighter'])
-def test_what_was_saved_again_is_grouped(change):
+def test_an_image_saved_again_is_grouped_with_the_original(change):
   again = [CHANGES[change](image) for image in PARTS]
   n = len(PARTS)
   np.testing.assert_array_equal(grouped([*PARTS, *again]), np.tile(np.arange(n), 2))
@@ -120,7 +120,7 @@ def slow_groups(fingerprints, ratio):
 @settings(max_examples=50)
 @example(4, 12, 8606430, 0.2)  # Of an even number, the median is a mean.
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**31), st.sampled_from([0.01, 0.2]))
-def test_groups_are_those_of_the_obvious_way(n, kinds, seed, spread):
+def test_groups_equal_those_of_the_definition(n, kinds, seed, spread):
   rng = np.random.default_rng(seed)
   kind = rng.integers(0, kinds, n)
   x = rng.normal(0, 10, (kinds, 8))[kind] + rng.normal(0, spread, (n, 8))

@@ -134,7 +134,7 @@ def test_a_query_that_is_no_number_has_no_distance():
 
 
 @pytest.mark.parametrize('offset', [0.0, 500.0])
-def test_the_row_for_other_runtimes_is_as_near(offset):
+def test_the_export_variant_finds_an_equally_near_row(offset):
   """Also where many rows are equal; and by what only a few operations are needed for."""
   queries, bank = normal(40, 6, 1, offset), normal(300, 6, 2, offset)
   bank[100:200] = bank[:100]
@@ -174,7 +174,7 @@ def test_far_clusters_keep_exact_distances():
 
 
 @pytest.mark.accelerator
-def test_what_the_product_misorders_is_mended():
+def test_rows_misordered_by_the_matrix_product_are_reordered():
   """Rows that differ by a hundredth of their norms: the product alone errs in some 4 % of them."""
   random = np.random.default_rng(0)
   centers = random.normal(size=(10, 384)) * 1e3 / np.sqrt(384)
@@ -210,7 +210,7 @@ def primitives(jaxpr):
 
 
 @pytest.mark.parametrize(('q', 'n', 'budget'), [(64, 3000, 9000), (3000, 700, 7000)])
-def test_nothing_larger_than_allowed_is_made(q, n, budget):
+def test_no_array_exceeds_the_limit(q, n, budget):
   assert largest(trace(q, n)) >= q * n  # So the measure sees the table.
   assert largest(trace(q, n, max_elements=budget)) <= budget
 

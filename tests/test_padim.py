@@ -156,7 +156,7 @@ def test_any_batch_size_and_padding_give_the_same_model(update, start, whole, ro
   assert_same(state.moments, whole.moments)
 
 
-def test_embeddings_may_stand_for_their_images(detector, update, start, whole):
+def test_stored_embeddings_equal_their_images(detector, update, start, whole):
   part = batch(images(12))
   features = jax.jit(detector.leave_one_out.embed)(start.extractor, part)
   state, _ = update(start, part._replace(image=part.image[:, :0, :0], features=features))
@@ -289,7 +289,7 @@ def test_the_fewest_images_that_are_accepted_can_be_left_out(variables, ridge):
     ({'enlarge': 'cubic'}, ('bilinear', 'nearest')),
   ],
 )
-def test_what_is_unknown_is_told_the_choices(options, words):
+def test_an_error_for_an_unknown_name_lists_the_choices(options, words):
   with pytest.raises(UnknownName) as caught:
     configs.replace(PadimSettings(), options)
   assert all(repr(word) in str(caught.value) for word in (*options.values(), *words))

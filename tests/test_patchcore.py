@@ -283,7 +283,7 @@ def test_batches_of_any_size_and_rows_that_are_not_valid_give_the_same_bank(
   )
 
 
-def test_embeddings_stand_for_images(detector, variables, embeddings):
+def test_stored_embeddings_equal_their_images(detector, variables, embeddings):
   state = detector.init(jax.random.key(1), variables)
   update = jax.jit(detector.update)
   from_images, _ = update(state, batch(6))
@@ -331,7 +331,7 @@ def known(rows, x):
 
 
 @pytest.mark.parametrize('fold', [1, 4])
-def test_an_image_is_left_out_by_a_bank_of_the_others(
+def test_a_held_out_image_is_scored_by_a_bank_of_the_others(
   fold, detector, left_out, kept, stand_ins, variables, embeddings
 ):
   """It has 5 % fewer rows than the bank, which has rows of the image."""
@@ -345,7 +345,7 @@ def test_an_image_is_left_out_by_a_bank_of_the_others(
   assert_scores(got, embeddings[fold][None], rows)
 
 
-def test_what_an_image_shows_does_not_touch_the_bank_it_is_scored_by(
+def test_the_bank_that_scores_a_held_out_image_does_not_depend_on_it(
   detector, kept, stand_ins, variables, embeddings
 ):
   changed = embeddings.copy()
@@ -401,14 +401,16 @@ def test_held_out_and_unseen_images_are_scored_alike(variables):
   assert passed_over > 0.5 + 3 * error, ranks
 
 
-def test_a_fold_that_all_patches_are_of_cannot_be_left_out(detector, kept, stand_ins, variables):
+def test_a_fold_that_contains_all_patches_is_refused(detector, kept, stand_ins, variables):
   alone = stand_ins | {'calibration_image_id': np.full_like(stand_ins['calibration_image_id'], 3)}
   with pytest.raises(ConfigError, match=r'All 38 rows .* fold 3, .* Raise detector.ratio'):
     detector.leave_one_out.leave_fold_out(variables, kept | alone, 3)
   assert len(rows_of(detector.leave_one_out.leave_fold_out(variables, kept | alone, 2))) == 37
 
 
-def test_what_stood_in_before_does_so_again(variables, embeddings, kept, stand_ins):
+def test_calibration_coresets_are_extended_by_those_of_new_images(
+  variables, embeddings, kept, stand_ins
+):
   """Old images are left out of the old patches as well as of the new; numbers go on."""
   further = make(count=6, seen=6)
   new = np.flip(embeddings, axis=2) + np.float32(0.5)
@@ -421,7 +423,7 @@ def test_what_stood_in_before_does_so_again(variables, embeddings, kept, stand_i
   assert not known(got['calibration_embeddings'][old], kept['embeddings']).all()
 
 
-def test_what_was_learned_can_be_extended(variables, embeddings, kept):
+def test_a_bank_is_extended_by_further_images(variables, embeddings, kept):
   """Old rows stay candidates, new images compete, and numbers go on."""
   further = make(count=6, seen=6)
   new = np.flip(embeddings, axis=2) + np.float32(0.5)
@@ -444,7 +446,7 @@ def test_what_was_learned_can_be_extended(variables, embeddings, kept):
   assert moved == {'bank_rows_before': 38, 'bank_rows_after': 77, 'share_retained': old.sum() / 38}
 
 
-def test_a_bank_of_few_bytes_makes_room(detector, variables, embeddings):
+def test_a_bank_within_few_bytes_is_compacted(detector, variables, embeddings):
   """Eight images pass through a bank of six; what remains is half of what fits."""
   each = 4 * (192 + 64 + 2)
   small = make(count=8, ratio=0.9, max_bytes=6 * GRID**2 * each)
@@ -456,14 +458,14 @@ def test_a_bank_of_few_bytes_makes_room(detector, variables, embeddings):
   assert 0 < away.min(axis=1).max() <= bank.covering_radius * (1 + 1e-5)
 
 
-def test_facts_tell_how_the_fold_went(detector, kept, embeddings):
+def test_the_summary_states_images_rows_radius_and_folds(detector, kept, embeddings):
   facts = detector.incremental.summarize(kept, iter([embeddings]))
   away = np.linalg.norm(embeddings.reshape(-1, 1, 192) - kept['embeddings'][None], axis=-1)
   radius = pytest.approx(away.min(axis=1).max(), rel=1e-4)
   assert facts == {'images': 6, 'bank_rows': 38, 'covering_radius': radius, 'folds': NUM_FOLDS}
 
 
-def test_the_approximate_search_is_exact_on_a_cpu_and_its_recall_is_told(
+def test_the_approximate_search_is_exact_on_a_cpu_and_its_recall_is_stated(
   left_out, kept, variables, embeddings
 ):
   approximate, two = make(approx=True), embedded(embeddings[:2])
@@ -483,6 +485,6 @@ def test_the_approximate_search_is_exact_on_a_cpu_and_its_recall_is_told(
     ({'max_bytes': 1000}, 'detector.max_bytes=1000 .* at least'),
   ],
 )
-def test_settings_that_cannot_be_are_refused(options, message):
+def test_settings_out_of_range_are_refused(options, message):
   with pytest.raises(ConfigError, match=message):
     make(**vars(configs.replace(PatchcoreSettings(), options)))

@@ -191,7 +191,7 @@ def test_a_signal_to_one_gives_all_its_exit_status(stopped, number, drawn, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize('count', [3, 4])
-def test_when_one_is_killed_the_others_say_so_and_fewer_go_on(count, tmp_path):
+def test_after_a_process_is_killed_the_others_report_it_and_fewer_resume(count, tmp_path):
   # Twelve images to learn from, which three processes share as evenly as four do.
   few = {'train': 15, 'test_good': 2, 'test_defect': 1, 'size': 60}
   root = demo.write_dataset(tmp_path / 'drawn', **few, **small_runs.DISCS)
@@ -285,14 +285,14 @@ def joined(monkeypatch):
     (MPIRUN, '1', []),
   ],
 )
-def test_a_process_has_the_gpus_that_are_its_own(joined, environment, seen, own):
+def test_each_process_uses_its_own_gpus(joined, environment, seen, own):
   gpus = {'CUDA_VISIBLE_DEVICES': seen} if seen else {}
   assert joined(environment | gpus)['local_device_ids'] == own
   assert joined(environment | gpus | {'JAX_LOCAL_DEVICE_IDS': '0'})['local_device_ids'] is None
 
 
 @pytest.mark.parametrize('environment', [SRUN, MPIRUN, MPIRUN_5])
-def test_who_started_several_tells_how_many_and_which_this_is(joined, environment):
+def test_launchers_state_the_number_and_index_of_processes(joined, environment):
   told = joined(environment, coordinator='first:1234')
   names = 'coordinator_address', 'num_processes', 'process_id'
   assert [told[name] for name in names] == ['first:1234', 2, 1]
@@ -301,7 +301,7 @@ def test_who_started_several_tells_how_many_and_which_this_is(joined, environmen
 
 
 @pytest.mark.parametrize('environment', [{}, BATCH, SRUN | ONE, MPIRUN | {f'{OF_MPI}SIZE': '1'}])
-def test_one_process_is_alone(joined, environment):
+def test_a_single_process_joins_no_run(joined, environment):
   assert joined(environment) is None
 
 
@@ -319,7 +319,7 @@ def test_where_jax_finds_nothing_the_error_says_what_to_pass(joined):
     joined(SRUN | MPIRUN_5)
 
 
-def test_who_waits_for_others_in_vain_is_told_so():
+def test_processes_that_do_not_connect_in_time_are_an_error():
   options = {'coordinator': f'127.0.0.1:{free_port()}', 'count': 2, 'index': 0, 'wait_s': 1}
   code = (
     'from uadjax.distributed import processes, settings; '
@@ -356,7 +356,7 @@ def start_joined(code):
 
 
 @pytest.mark.slow
-def test_one_that_hangs_is_not_waited_for_for_ever():
+def test_a_barrier_waits_for_a_limited_time():
   """A process that sends heartbeats may still reach a barrier too late."""
   first, late = start_joined(
     'if options.index: time.sleep(60)\n'

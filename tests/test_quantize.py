@@ -150,7 +150,7 @@ def test_a_quantized_graph_says_so(padim, lenient, tmp_path):
   assert {one.name for one in tmp_path.iterdir()} == {'it.onnx', 'it.onnx.json'}
 
 
-def test_it_is_never_taken_for_the_exact_one(padim, lenient, tmp_path, monkeypatch):
+def test_a_quantized_graph_is_never_used_as_the_exact_one(padim, lenient, tmp_path, monkeypatch):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path / 'cache'))
   directory = tmp_path / 'model'
   shutil.copytree(padim.directory, directory)
@@ -160,7 +160,7 @@ def test_it_is_never_taken_for_the_exact_one(padim, lenient, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_the_exact_graph_is_used_and_another_in_its_place_is_refused(
+def test_the_exact_graph_is_used_and_a_replaced_file_is_refused(
   padim, lenient, tmp_path, monkeypatch
 ):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path / 'cache'))
@@ -203,7 +203,7 @@ def test_labels_that_change_are_refused_and_nothing_is_left(padim, kind, tmp_pat
   assert not [*tmp_path.iterdir()]
 
 
-def test_the_tolerance_is_what_it_says():
+def test_agreement_is_within_tolerance_up_to_its_limits():
   def kept(*numbers):
     return quantization_check.QuantizationAgreement(*numbers).is_within_tolerance
 
@@ -217,7 +217,7 @@ def test_the_tolerance_is_what_it_says():
   assert not kept(10, 0, float('nan'))
 
 
-def test_nothing_that_is_not_a_number_is_kept(padim):
+def test_scores_that_are_nan_are_not_within_tolerance(padim):
   on = quantization_check.select_images(padim, None, None)
 
   def scores(value):
@@ -227,7 +227,7 @@ def test_nothing_that_is_not_a_number_is_kept(padim):
   assert not found.is_within_tolerance
 
 
-def test_what_is_thrown_inside_is_told_and_nothing_is_left(padim, tmp_path, monkeypatch):
+def test_an_exception_of_the_quantizer_is_reported_and_leaves_no_file(padim, tmp_path, monkeypatch):
   def broken(*_):
     raise RuntimeError('no such operation\nTraceback')
 
@@ -245,7 +245,7 @@ def test_other_formats_are_refused(padim, format):
   assert errors.Setting('export.format', 'onnx') in caught.value.hint
 
 
-def test_what_there_is_not_is_refused(padim):
+def test_unknown_kinds_of_quantization_are_refused(padim):
   with pytest.raises(errors.UnknownName) as caught:
     exporter.export(padim, quantize='int4')
   assert (caught.value.key, caught.value.allowed) == ('export.quantize', ('', 'int8', 'fp16'))
@@ -258,7 +258,7 @@ def test_arrays_beside_the_file_are_refused(padim, tmp_path, monkeypatch):
   assert not [*tmp_path.iterdir()]
 
 
-def test_without_images_there_is_nothing_to_go_by_but_those_given(padim, drawn, lenient, tmp_path):
+def test_a_model_without_its_dataset_needs_images(padim, drawn, lenient, tmp_path):
   directory = tmp_path / 'model'
   shutil.copytree(padim.directory, directory)
   (directory / 'calibration.csv').unlink()
@@ -295,7 +295,7 @@ def test_the_last_batch_is_filled_with_images(drawn):
   assert [images[:, 0, 0, 0].tolist() for images in chunks] == [[1, 2, 3], [4, 5, 4]]
 
 
-def test_the_command(padim, tmp_path, capsys, lenient):
+def test_the_command_quantizes(padim, tmp_path, capsys, lenient):
   kinds = get_args(get_args(options.ExportOptions.__annotations__['quantize'])[0])
   assert kinds == tuple(quantize.QUANTIZERS)
   directory, path = str(padim.directory), tmp_path / 'a.onnx'
@@ -306,7 +306,7 @@ def test_the_command(padim, tmp_path, capsys, lenient):
 
 
 @pytest.mark.slow
-def test_the_mode(padim, tmp_path, lenient):
+def test_the_mode_quantizes(padim, tmp_path, lenient):
   flags = [
     f'--config={small_runs.CONFIGS / "padim"}.py',
     f'--workdir={tmp_path}',
@@ -320,7 +320,7 @@ def test_the_mode(padim, tmp_path, lenient):
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_eight_bits_tell_real_defects_as_well(shared, tmp_path):
+def test_int8_keeps_the_metrics_of_real_data(shared, tmp_path):
   flags = [
     f'--config={small_runs.CONFIGS / "patchcore"}.py',
     f'--workdir={tmp_path}',

@@ -103,7 +103,7 @@ def test_lists_of_windows_and_images_without_masks(tmp_path):
   assert 'd.png' in val
 
 
-def test_the_threshold_says_what_a_defect_is(tmp_path):
+def test_the_reading_of_masks_determines_which_images_are_defective(tmp_path):
   make(tmp_path, good=4, bad=2)
   assert resplit(tmp_path, 50, 0, mask_reading='above:200').defective == 0
   assert resplit(tmp_path, 50, 0, mask_reading='above:199').defective == 2
@@ -117,7 +117,7 @@ def test_percentages_that_are_refused(key, percent):
   assert caught.value.key == f'check.split.{key}'
 
 
-def test_what_cannot_be_split_stays_as_it_is(tmp_path):
+def test_lists_that_cannot_be_split_stay_as_they_are(tmp_path):
   with pytest.raises(DataError, match=r'only the layout seglist can be split; convert'):
     resplit(tmp_path, 80, 0)
   make(tmp_path, good=1, bad=2)

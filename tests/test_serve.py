@@ -99,7 +99,7 @@ def expected(result):
   return result.score, result.label, regions, result.pred.ravel().tolist()
 
 
-def test_it_says_what_predict_says_whatever_form_the_request_has(ask, photos, known):
+def test_each_form_of_request_has_the_result_of_predict(ask, photos, known):
   for path in photos:
     content = path.read_bytes()
     ways = [
@@ -137,7 +137,7 @@ def test_an_image_without_content_is_not_ok(ask, directory):
   assert result['label'] == expected.label != 'OK'
 
 
-def test_pictures_where_they_are_asked_for(ask, photos, known):
+def test_pictures_are_in_the_response_if_requested(ask, photos, known):
   one = known[str(photos[0])]
   result = ask.post(
     ROUTE, json={'image': coded(photos[0]), 'visualize': True, 'heatmap': True}
@@ -173,7 +173,7 @@ def test_pictures_of_long_and_thin_images_have_a_bound(ask, monkeypatch):
   assert 0 < scale < 1
 
 
-def test_without_a_label_map_where_nobody_wants_one(ask, photos):
+def test_a_label_map_can_be_left_out(ask, photos):
   content = photos[0].read_bytes()
   for response in (
     ask.post(ROUTE, json={'image': coded(photos[0]), 'labelMap': False}),
@@ -183,7 +183,7 @@ def test_without_a_label_map_where_nobody_wants_one(ask, photos):
     assert 'labelMap' not in response.json()['result']
 
 
-def test_whatever_else_is_computed_a_score_stays_what_it_is(ask, photos, known):
+def test_scores_do_not_depend_on_concurrent_requests(ask, photos, known):
   paths = [photos[number % len(photos)] for number in range(60)]
   with concurrent.futures.ThreadPoolExecutor(12) as threads:
     responses = list(threads.map(lambda path: ask.post(ROUTE, json={'image': coded(path)}), paths))
@@ -227,7 +227,9 @@ JSON, RAW = {'Content-Type': 'application/json'}, {'Content-Type': 'application/
   ],
   ids=lambda part: part if isinstance(part, str) else '',
 )
-def test_what_is_wrong_is_told(strict, content, headers, status, message):
+def test_invalid_requests_have_an_error_status_and_message(
+  strict, content, headers, status, message
+):
   response = strict.post(ROUTE, content=content, headers=headers)
   assert response.status_code == status, response.text
   told = response.json()
@@ -251,7 +253,7 @@ def test_more_pixels_than_allowed_are_not_decoded(strict, photos):
   assert (response.status_code, response.json()['errorCode']) == (413, 413)
 
 
-def test_urls_where_they_are_allowed_and_never_private_ones(directory):
+def test_private_urls_are_refused_even_if_urls_are_allowed(directory):
   with asked(directory, access=http.Access(urls=True)) as client:
     for url in ('http://127.0.0.1:9/x.png', 'http://169.254.169.254/latest', 'http://[::1]/x.png'):
       response = client.post(ROUTE, json={'image': url})
@@ -272,7 +274,7 @@ def test_other_routes_and_methods(ask):
   assert ask.get('/page/../app.py').status_code == 404
 
 
-def test_a_token_where_one_is_needed(directory, photos):
+def test_a_service_with_a_token_requires_it(directory, photos):
   with asked(directory, token='s3cret') as client:
     body = {'image': coded(photos[0])}
     for headers in ({}, {'Authorization': 'Bearer wrong'}, {'Authorization': 'Basic s3cret'}):
@@ -310,7 +312,7 @@ def test_a_full_queue_refuses_and_recovers(directory, photos):
     assert client.service.images.in_progress == 0
 
 
-def test_what_is_misspelled_is_not_passed_over(ask, photos):
+def test_unknown_options_are_refused(ask, photos):
   """Otherwise another model than the requested one could respond."""
   content, file = photos[0].read_bytes(), {'image': ('x.png', photos[0].read_bytes())}
   for response, told in (
@@ -323,7 +325,7 @@ def test_what_is_misspelled_is_not_passed_over(ask, photos):
     assert told in response.json()['errorMsg']
 
 
-def test_a_secret_that_was_forgotten_does_not_open_the_service(monkeypatch):
+def test_an_empty_token_is_refused(monkeypatch):
   with pytest.raises(ConfigError, match='is empty'):
     serve.resolve_token('')
   monkeypatch.setenv('UADJAX_TOKEN', '')
@@ -333,7 +335,7 @@ def test_a_secret_that_was_forgotten_does_not_open_the_service(monkeypatch):
   assert serve.resolve_token(None) == ''
 
 
-def test_damaged_arrays_are_not_hidden_by_a_graph_of_them(directory, tmp_path):
+def test_damaged_arrays_are_reported_even_if_a_graph_exists(directory, tmp_path):
   broken = shutil.copytree(directory, tmp_path / 'model')
   path = broken / 'fitted.safetensors'
   path.write_bytes(path.read_bytes()[:-1])
@@ -341,7 +343,7 @@ def test_damaged_arrays_are_not_hidden_by_a_graph_of_them(directory, tmp_path):
     create_model(model_dir=broken, backend='auto')
 
 
-def test_several_images_of_one_request_need_room_for_each(directory, photos):
+def test_each_image_of_a_request_takes_a_place_in_the_queue(directory, photos):
   def post(count):
     tensor = {'name': 'image', 'datatype': 'BYTES', 'shape': [count]}
     body = {'inputs': [{**tensor, 'data': [coded(photos[0])] * count}]}
@@ -361,7 +363,7 @@ def test_several_images_of_one_request_need_room_for_each(directory, photos):
     assert client.service.images.in_progress == 0
 
 
-def test_what_takes_too_long_is_given_up(directory, photos):
+def test_a_request_past_its_deadline_has_status_504(directory, photos):
   with asked(directory, deadline_s=0.3) as client:
     go = threading.Event()
     slowed(client, go)
@@ -371,7 +373,7 @@ def test_what_takes_too_long_is_given_up(directory, photos):
     until(lambda: client.post(ROUTE, json={'image': coded(photos[0])}).status_code == 200)
 
 
-def test_of_more_than_can_be_answered_in_time_the_first_are(directory, photos, monkeypatch):
+def test_under_overload_the_first_requests_succeed(directory, photos, monkeypatch):
   """Rather than all being begun, and none ended."""
   picture = requests.read_image
 
@@ -432,7 +434,7 @@ def test_the_open_inference_protocol(ask, photos, known):
     ({'datatype': 'BYTES', 'shape': [0], 'data': []}, 'between 1 and 64'),
   ],
 )
-def test_tensors_that_are_none(ask, tensor, message):
+def test_invalid_tensors_are_refused(ask, tensor, message):
   body = {'inputs': [{'name': 'image', **tensor}]}
   response = ask.post('/v2/models/disc/infer', json=body)
   assert response.status_code == 400
@@ -527,7 +529,7 @@ def warm(process, url):
   until(ready)
 
 
-def test_when_the_time_to_drain_is_over_the_rest_is_told_so(directory):
+def test_requests_that_outlast_the_drain_time_have_status_503(directory):
   process, _ = started(directory, '--drain', '1', '--quiet', '--port', '0')
   try:
     # The address appears when the models are ready, whatever the port.
@@ -588,7 +590,7 @@ def test_sigterm_loses_no_accepted_request_and_logs_are_json(directory, photos):
   assert all(line['label'] and line['logId'] for line in logged)
 
 
-def test_a_model_that_cannot_be_opened_ends_it(directory, tmp_path):
+def test_a_damaged_model_ends_the_service_with_an_error(directory, tmp_path):
   broken = tmp_path / 'model'
   broken.mkdir()
   for file in directory.iterdir():

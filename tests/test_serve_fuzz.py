@@ -51,7 +51,7 @@ anything = st.recursive(
 @pytest.mark.parametrize('route', ['/image-anomaly-detection', '/v2/models/disc/infer'])
 @hypothesis.settings(max_examples=60, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(body=anything)
-def test_no_json_makes_it_fail(api, route, body):
+def test_random_json_is_refused_with_a_client_error(api, route, body):
   response = requests.post(
     f'{api.location.removesuffix("/openapi.json")}{route}',
     json.dumps(body),

@@ -307,7 +307,7 @@ def test_base64_is_decoded_in_chunks_as_in_one_piece(monkeypatch):
         assert decoded == base64.b64decode(candidate, validate=True)
 
 
-def test_slow_urls_keep_nobody_waiting(running, monkeypatch):
+def test_slow_urls_do_not_delay_other_requests(running, monkeypatch):
   service, client = running
   content, may_answer = png(30, 30), threading.Event()
 
@@ -372,7 +372,7 @@ def test_incomplete_bodies_are_limited_together(running, connect, monkeypatch):
   until(lambda: service.incomplete_bytes.in_progress == 0)
 
 
-def test_a_body_that_stalls_is_given_up_and_a_slow_one_is_not(running, connect, monkeypatch):
+def test_a_stalled_body_has_status_408_and_a_slow_one_is_read(running, connect, monkeypatch):
   monkeypatch.setattr(connections, 'TIMEOUT_S', 1.0)
   stalled, slow = connect(request_head(100) + bytes(10)), connect(request_head(8))
   for _ in range(8):
@@ -401,7 +401,7 @@ def test_a_connection_without_a_complete_head_is_closed(running, connect, monkey
     received(sock)
 
 
-def test_a_client_that_takes_no_response_is_given_up(running, connect, monkeypatch):
+def test_a_client_that_reads_no_response_is_disconnected(running, connect, monkeypatch):
   monkeypatch.setattr(connections, 'TIMEOUT_S', 0.5)
   number = 3000
   sock = connect(b'GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n' * number, receive_buffer=4096)

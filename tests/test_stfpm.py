@@ -131,7 +131,7 @@ def test_rows_that_are_not_valid_change_nothing(detector, state):
   )
 
 
-def test_kept_features_change_nothing(short_detector, update, short_state):
+def test_cached_features_equal_computed_ones(short_detector, update, short_state):
   learn = batch(4)
   kept = learn._replace(features=short_detector.precompute(short_state, learn))
   with_, without = (update(short_state, b) for b in (kept, learn))

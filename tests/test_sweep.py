@@ -90,7 +90,7 @@ def test_hosts_share_the_runs(stand_in, tmp_path, count):
   assert max(map(len, each)) - min(map(len, each)) <= 1
 
 
-def test_a_run_that_fails_keeps_no_other_from_going_on(stand_in, tmp_path):
+def test_a_failed_run_does_not_stop_the_others_and_is_repeated(stand_in, tmp_path):
   runs = sweep.plan_runs(['padim'], ['broken', 'bolt'], [3])
   outcomes = {one.run.category: one for one in carried_out(tmp_path / 'w', runs)}
   assert outcomes['broken'].error == 'DataError: no such images'
@@ -100,7 +100,7 @@ def test_a_run_that_fails_keeps_no_other_from_going_on(stand_in, tmp_path):
   assert [one.run.category for one in again] == ['broken']
 
 
-def test_each_place_has_one_run_at_a_time(stand_in, tmp_path, monkeypatch):
+def test_each_slot_has_one_run_at_a_time(stand_in, tmp_path, monkeypatch):
   monkeypatch.setenv('TAKES', '0.2')
   runs = sweep.plan_runs(['padim'], ['bolt'], range(5))
   carried_out(tmp_path / 'w', runs)
@@ -125,7 +125,7 @@ def test_runs_under_way_are_stopped(stand_in, tmp_path, monkeypatch):
   assert not list(tmp_path.rglob('train_result.json'))
 
 
-def test_what_saved_checkpoints_goes_on(stand_in, tmp_path):
+def test_a_run_with_checkpoints_is_resumed(stand_in, tmp_path):
   (run,) = runs = sweep.plan_runs(['stfpm'], ['bolt'], [3])
   (run.run_dir(tmp_path) / 'checkpoints' / 'rolling' / '7').mkdir(parents=True)
   carried_out(tmp_path, runs)
@@ -133,7 +133,7 @@ def test_what_saved_checkpoints_goes_on(stand_in, tmp_path):
   assert '--config.fit.resume=latest' in call
 
 
-def test_a_run_that_was_left_behind_is_not_begun_twice(stand_in, tmp_path):
+def test_a_locked_run_is_not_started(stand_in, tmp_path):
   (run,) = runs = sweep.plan_runs(['padim'], ['bolt'], [3])
   folder = run.run_dir(tmp_path / 'w')
   folder.mkdir(parents=True)
@@ -145,7 +145,7 @@ def test_a_run_that_was_left_behind_is_not_begun_twice(stand_in, tmp_path):
   assert carried_out(tmp_path / 'w', runs)[0].summary
 
 
-def test_what_came_to_nothing_binds_nobody(stand_in, tmp_path):
+def test_failed_runs_do_not_fix_the_settings_of_a_sweep(stand_in, tmp_path):
   runs = sweep.plan_runs(['padim'], ['broken'], [3])
   carried_out(tmp_path / 'w', runs)
   carried_out(tmp_path / 'w', runs, overrides=())
@@ -157,7 +157,7 @@ def test_wrong_settings_are_refused_before_anything_runs():
   assert caught.value.key == 'nonsense'
 
 
-def test_sweeps_are_not_mixed(stand_in, tmp_path):
+def test_a_work_directory_of_another_sweep_is_refused(stand_in, tmp_path):
   runs = sweep.plan_runs(['padim'], ['bolt'], [3])
   carried_out(tmp_path / 'w', runs)
   with pytest.raises(ConfigError) as caught:
@@ -177,7 +177,7 @@ def test_jobs_on_a_cpu_share_its_cores(stand_in, tmp_path, monkeypatch):
     slots.device_slots('cup')
 
 
-def test_a_process_keeps_to_its_cores(stand_in, tmp_path):
+def test_a_process_runs_on_the_cores_of_its_slot(stand_in, tmp_path):
   core = min(os.sched_getaffinity(0))
   place = slots.Slot('one', (), {}, (core,))
   carried_out(tmp_path / 'w', sweep.plan_runs(['padim'], ['bolt'], [3]), [place])

@@ -58,7 +58,7 @@ def looped(detector, steps, hooks, state=None, start=0):
   return loop.run(detector.update, state, batches, range(start + 1, steps + 1), hooks)
 
 
-def test_the_loop_eats_as_many_batches_as_steps():
+def test_the_loop_consumes_one_batch_per_step():
   eaten = iter([ones(1)] * 5)
   detector = summing()
   state = loop.run(detector.update, State(jnp.zeros(())), eaten, range(3), [])
@@ -80,7 +80,7 @@ def test_the_best_step_is_the_one_of_the_lowest_held_out_loss():
   assert (best.step, best.loss, float(best.state.total)) == (4, 1.0, 4.0)
 
 
-def test_the_last_step_is_judged_whatever_the_cadence():
+def test_the_last_step_is_validated_whatever_the_cadence():
   detector = summing(losses=[9.0, 5.0, 2.0])
   judge = hooks.BestStepHook(detector.validate, [ones(1)], eval_every=100, num_steps=2)
   looped(detector, 2, [judge])
@@ -155,7 +155,7 @@ def test_a_short_run_writes_only_its_end(managers, tmp_path):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize('is_own', [True, False])
-def test_asked_to_stop_it_saves_and_says_how_to_go_on(
+def test_a_stopped_fit_saves_a_checkpoint_and_says_how_to_resume(
   managers, tmp_path, monkeypatch, number, is_own
 ):
   """Whichever process of a run got the signal, each has the exit status of it."""
@@ -180,7 +180,7 @@ def test_resumed_from_any_step_equals_uninterrupted(managers, cut):
   assert again.state.total == straight.state.total
 
 
-def test_what_cannot_be_resumed_is_named(managers, tmp_path):
+def test_steps_that_cannot_be_resumed_are_named(managers, tmp_path):
   with pytest.raises(ConfigError, match='has no checkpoint'):
     loop.resume('latest', 9, managers, State(jnp.zeros(())))
   config = settings.load('stfpm', [('fit.resume', 'last')])
@@ -215,7 +215,7 @@ def test_a_corrupt_checkpoint_is_called_so_and_earlier_ones_are_named(managers, 
     loop.resume('3', 3, managers, other)
 
 
-def test_metadata_of_a_checkpoint_that_are_damaged_are_called_corrupt(managers, tmp_path):
+def test_damaged_metadata_of_a_checkpoint_are_reported_as_corrupt(managers, tmp_path):
   """Bits of a key that flipped leave valid JSON."""
   saved(summing([9.0, 8.0, 7.0, 6.0]), managers, 3, every_s=0.0)
   blank = State(jnp.zeros(()))
@@ -265,7 +265,7 @@ def test_unfinished_checkpoints_are_removed(tmp_path):
   assert [path.name for path in (tmp_path / 'rolling').iterdir()] == ['1']
 
 
-def test_the_initial_state_is_its_own_to_be_donated():
+def test_the_initial_state_shares_no_arrays_with_its_source():
   variables = {'params': {'w': jnp.ones(3)}}
   detector = summing()._replace(init=lambda key, v: v)
   mesh = meshes.make_mesh('cpu', 1, 1)
@@ -290,7 +290,7 @@ def reading():
   )
 
 
-def test_kept_features_are_those_of_their_own_images(drawn):
+def test_cached_features_belong_to_their_images(drawn):
   ops, mesh = transforms.parse('resize(16)'), meshes.make_mesh('cpu', 2, 4)
   kept = loop.cache_features(reading(), None, drawn, ImageCache(ops, 0), 4, 1 << 20, mesh)
   batches = batch_streams.train_batches(drawn, ImageCache(ops, 0), 4, seed=5)
@@ -303,7 +303,7 @@ def test_kept_features_are_those_of_their_own_images(drawn):
   batches.close()
 
 
-def test_features_over_the_limit_are_not_kept(drawn):
+def test_features_over_the_limit_are_not_cached(drawn):
   ops, mesh = transforms.parse('resize(16)'), meshes.make_mesh('cpu', 1, 4)
   needed = 7 * 3 * 4  # Images, channels, bytes.
   for limit, there in ((needed, True), (needed - 1, False)):

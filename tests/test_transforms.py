@@ -42,7 +42,7 @@ def test_lossless_files_keep_their_pixels(tmp_path):
     assert image_io.image_size(path) == (23, 31), kind
 
 
-def test_every_kind_of_gray_means_the_same():
+def test_gray_images_of_every_mode_decode_to_the_same_pixels():
   deep = GRAY.astype(np.uint16) * 257
   for content in (
     saved(Image.fromarray(GRAY)),
@@ -173,7 +173,7 @@ def test_empty_files_are_called_empty(tmp_path):
     image_io.decode(b'?')
 
 
-def test_other_unreadable_things(tmp_path):
+def test_other_unreadable_sources_are_refused(tmp_path):
   text = tmp_path / 'notes.png'
   text.write_text('%!PS not an image')
   for path in (text, tmp_path / 'absent.png', tmp_path):
@@ -188,14 +188,14 @@ def test_other_unreadable_things(tmp_path):
     image_io.decode(saved(Image.fromarray(np.array([[0.5, np.nan]], np.float32)), 'TIFF'))
 
 
-def test_bombs_are_refused_and_large_pictures_are_silent(monkeypatch):
+def test_decompression_bombs_are_refused_and_large_images_do_not_warn(monkeypatch):
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
   assert image_io.decode(saved(Image.fromarray(RGB))).shape == (23, 31, 3)
   with pytest.raises(DataError, match='too many pixels'):
     image_io.decode(saved(Image.fromarray(np.repeat(RGB, 2, axis=0))))
 
 
-def test_silence_survives_threads(monkeypatch):
+def test_warnings_stay_suppressed_across_threads(monkeypatch):
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
   before = list(warnings.filters)
   content, failures = saved(Image.fromarray(RGB)), []

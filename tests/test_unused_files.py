@@ -102,7 +102,7 @@ def test_each_file_is_used_or_counted_with_its_reason(tmp_path):
   assert [group.num_files for group in report.not_used] == sorted(counts.values(), reverse=True)
 
 
-def test_of_a_dataset_without_other_files_all_is_used(tmp_path):
+def test_a_dataset_without_other_files_has_no_unused_files(tmp_path):
   assert checks.check(dataset(tmp_path)).not_used == ()
   assert 'not used' not in str(checks.check(tmp_path))
 
@@ -115,7 +115,7 @@ def test_lists_are_used_and_images_that_they_do_not_name_are_counted(tmp_path):
   assert reasons(tmp_path) == {'images/3.png': 'image that is not listed'}
 
 
-def test_what_a_link_leads_to_is_used(tmp_path):
+def test_the_target_of_a_link_counts_as_used(tmp_path):
   for i in range(3):
     picture(tmp_path / f'all/{i}.png', i)
   good = tmp_path / 'bolts/train/good'
@@ -133,7 +133,7 @@ def test_what_a_link_leads_to_is_used(tmp_path):
   assert reasons(tmp_path / 'nuts') == {}
 
 
-def test_everything_in_a_folder_that_is_too_large_is_said_to_be_unexamined(tmp_path, monkeypatch):
+def test_a_folder_with_too_many_files_is_reported_as_unexamined(tmp_path, monkeypatch):
   root = dataset(tmp_path)
   for i in range(20):
     write(root / f'zz{i}/notes.md', '')

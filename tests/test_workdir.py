@@ -123,7 +123,7 @@ with files.atomic_directory(folder / 'model') as new, files.atomic_write(folder 
 
 
 @pytest.mark.parametrize('moment', ['amid', 'between'])
-def test_the_next_run_removes_what_a_killed_one_left(moment, tmp_path):
+def test_the_next_run_removes_leftovers_of_a_killed_one(moment, tmp_path):
   """Also when it was killed between the two steps by which a folder is replaced."""
   (tmp_path / 'model').mkdir()
   for path in ('model/arrays', 'a.json', '.htaccess', '.model.backup'):
@@ -140,7 +140,7 @@ def test_the_next_run_removes_what_a_killed_one_left(moment, tmp_path):
   assert {*contents.values()} == {b'old'}
 
 
-def test_what_a_process_writes_is_no_leftover(tmp_path):
+def test_files_that_a_process_writes_are_no_leftovers(tmp_path):
   """A prediction or a report takes no lock of the work directory in which it writes."""
   with (
     files.atomic_directory(tmp_path / 'model') as new,
@@ -153,9 +153,7 @@ def test_what_a_process_writes_is_no_leftover(tmp_path):
   assert {*small_runs.contents(tmp_path)} == {Path('model/arrays'), Path('a.json')}
 
 
-def test_a_file_that_is_taken_for_a_leftover_before_it_is_locked_is_made_again(
-  tmp_path, monkeypatch
-):
+def test_a_temporary_file_removed_before_it_is_locked_is_created_again(tmp_path, monkeypatch):
   make, made = tempfile.mkstemp, []
 
   def make_and_lose(**options):
@@ -170,7 +168,7 @@ def test_a_file_that_is_taken_for_a_leftover_before_it_is_locked_is_made_again(
   assert small_runs.contents(tmp_path) == {Path('a.json'): b'new'}
 
 
-def test_without_locks_of_the_file_system_runs_go_on_and_leftovers_stay(tmp_path, monkeypatch):
+def test_without_file_locks_runs_continue_and_leftovers_stay(tmp_path, monkeypatch):
   def fail(*args, **options):
     raise OSError(errno.ENOLCK, 'No locks available')
 
