@@ -86,7 +86,7 @@ def _print_unused_in_root(options: CheckOptions, not_used: tuple[checks.NotUsed,
     return
   path = runtime.to_printable(str(options.dataset))
   text_of_groups = unused_files.describe(_printable(not_used))
-  console.print_line(f'{path}, outside of its categories. {text_of_groups}')
+  console.print_line(f'{path} has files outside of its categories. {text_of_groups}')
 
 
 def _printable(groups: tuple[checks.NotUsed, ...]) -> tuple[checks.NotUsed, ...]:

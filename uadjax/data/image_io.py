@@ -63,7 +63,7 @@ _POINTERS = {
   b'/annex/objects/': "a git-annex pointer; run 'git annex get'",
 }
 
-_STRIP_PIXELS = 1 << 20  # Part of an image that is converted at once.
+_STRIP_PIXELS = 1 << 20  # Number of pixels that are converted at once.
 MAX_PIXELS = 178_956_970  # Equals Pillow's limit, which other code in the process may have lifted.
 
 # EXIF orientation, 1 to 8 -> whether to transpose first, then the steps through rows and columns.
@@ -224,7 +224,7 @@ def image_size(source: Source, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 
 
 def _has_metadata_behind_pixels(image: PngImagePlugin.PngImageFile) -> bool:
-  """Return whether a PNG, which was opened but not loaded, has EXIF data or text at its end."""
+  """Return whether a PNG that was opened, not loaded, has EXIF data or text after its pixels."""
   file, is_behind = image.fp, False
   if file is None:
     return True

@@ -238,7 +238,7 @@ def _run_over_categories(run_category: Run, config: Settings, workdir: Path) -> 
   log.LOG.info('%s: %s', config.data.category, ', '.join(categories))
   if not_used := data.unused_in_root(config.data, categories):
     text = unused_files.describe(not_used)
-    log.LOG.warning('%s, outside of its categories. %s', config.data.root, text)
+    log.LOG.warning('%s has files outside of its categories. %s', config.data.root, text)
   files.write_text(workdir / 'config.yaml', configs.to_yaml(workdirs.without_run_options(config)))
   results, failures = {}, {}
   for category in categories:

@@ -18,9 +18,9 @@ import pydantic
 
 from uadjax.serve.errors import RequestError
 
-_LONG_BYTES = 1 << 16  # Of lists and strings. Shorter ones are parsed together.
-_MAX_OTHER_BYTES = 1 << 20  # Of a body without its long lists and strings.
-_CHUNK_BYTES = 1 << 16  # Of a list, to parse at a time.
+_LONG_BYTES = 1 << 16  # Lists and strings up to this size are parsed together.
+_MAX_OTHER_BYTES = 1 << 20  # Limit of a body without its long lists and strings.
+_CHUNK_BYTES = 1 << 16  # Part of a list that is parsed at a time.
 _VALUES = re.compile(rb'(?:[ \t\r\n\[]*+[0-9]++[ \t\r\n\]]*+,)*+')
 _WITHOUT_BRACKETS = bytes.maketrans(b'[]', b'  ')
 
@@ -32,7 +32,7 @@ def parse(content: bytes, model: type[Model]) -> tuple[Model, Lists]:
   """Parse a body as a model; slow, so call it in a thread.
 
   Returns:
-    The model, and the texts of long lists by the names that stand for them, see `list_text`.
+    The model, and the texts of long lists by the names that replace them; see `list_text`.
 
   Raises:
     RequestError: too much of the body is neither long lists nor long strings.
@@ -86,7 +86,7 @@ def _parse_chunk(chunk: bytes, start: int, lengths: Sequence[int]) -> np.ndarray
     lengths: numbers of values of the list, of the lists in it, and so on.
 
   Raises:
-    ValueError: a value is none, or brackets are missing, superfluous or in the wrong place.
+    ValueError: a value is not a whole number from 0 to 255, or brackets do not match the lengths.
   """
   if not _VALUES.fullmatch(chunk) or not chunk:
     raise ValueError('it has other values than whole numbers')
@@ -104,7 +104,7 @@ def _parse_chunk(chunk: bytes, start: int, lengths: Sequence[int]) -> np.ndarray
 
 
 def _take_out_lists(content: bytes) -> tuple[bytes, dict[str, bytes]]:
-  """Replace each long list without text by a list with a name; return the lists by name.
+  """Replace each long list without strings by a list with a name; return the lists by name.
 
   The names are secret, so that no request can contain one.
   """
@@ -134,7 +134,7 @@ def _take_out_lists(content: bytes) -> tuple[bytes, dict[str, bytes]]:
 
 
 def _find_list(content: bytes, begin: int, end: int) -> tuple[int, int]:
-  """Return where a list begins and ends in a part without text; the same place twice if none is.
+  """Return where a list begins and ends in a part without strings; an empty range without a list.
 
   What follows the list in this part can only close objects and lists around it.
   """
@@ -148,7 +148,8 @@ def _find_list(content: bytes, begin: int, end: int) -> tuple[int, int]:
 def _skip_string(content: bytes, quote: int) -> tuple[int, int]:
   """Return where the string that begins at a quote ends, and how many of its bytes count.
 
-  Of a long string only the escapes count, each of which takes a step to skip.
+  All bytes of a short string count, but only the escapes of a long one, whose skipping takes a
+  step each.
   """
   begin, num_escapes = quote + 1, 0
   closing = content.find(b'"', begin)

@@ -16,7 +16,7 @@ _MAP_BYTES = 17.0  # The longest float32 is -0.000012345679, with a comma.
 _LABEL_MAP_BYTES = 4.0  # 255 with a comma.
 _HEATMAP_BYTES = 1.4  # A gray PNG in base64.
 _JPEG_PICTURE_BYTES = 3.0  # A JPEG, which shows the image twice, in base64.
-_PNG_PICTURE_BYTES = 8.1  # The same as a PNG.
+_PNG_PICTURE_BYTES = 8.1  # The same picture as a PNG.
 _LINE_BYTES = 64.0  # Per row and column: filter bytes of a PNG, and margins of a picture.
 _FILE_BYTES = 1 << 16  # Per image file: its header, and the text in a picture.
 # With a longer side, a picture may be too large for JPEG: it shows the image twice, with margins.

@@ -120,10 +120,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _temporary_path(folder: Path) -> Iterator[Path]:
-  """Yield the path of a new file; delete it in the end, if it is still there.
+  """Yield the path of a new file; delete the file at the end, if it still exists.
 
-  The file is locked meanwhile, so that it is no leftover, except on Windows, where open files can
-  be neither replaced nor deleted.
+  Meanwhile the file is locked, so that `remove_leftovers` does not remove it, except on Windows,
+  where open files can be neither replaced nor deleted.
   """
   with contextlib.ExitStack() as stack:
     while True:
@@ -167,7 +167,7 @@ def open_regular(
     name: attribute `name` of the open file, which messages contain; by default, the path.
 
   Raises:
-    OSError: the file cannot be read, is none, or has more than `max_bytes`.
+    OSError: the file cannot be read, is not a regular file, or has more than `max_bytes`.
   """
   if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
     raise OSError(errno.EINVAL, _NOT_REGULAR, str(path))
@@ -310,19 +310,19 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
 def remove_leftovers(folder: Path) -> None:
   """Remove temporary files and folders that processes left in a folder when they were killed.
 
-  A folder that was being replaced is restored. What a process still writes is locked, and stays. On
-  Windows, and on a file system without locks, everything stays.
+  A folder that was being replaced is restored. Files that a process still writes are locked, and
+  are not removed. On Windows, and on a file system without locks, nothing is removed.
   """
   if not _CAN_LOCK_TEMPORARY:
     return
   for path in folder.glob(f'{_TEMPORARY_PREFIX}*'):
-    with contextlib.suppress(OSError):  # Its writer may end and remove it, or be another user.
+    with contextlib.suppress(OSError):  # Its writer may remove it now, or be another user.
       if path.is_file():
         _remove_leftover(path)
 
 
 def _remove_leftover(path: Path) -> None:
-  """Remove a temporary file, and the temporary folder that its lock protects, if it is free."""
+  """Remove a temporary file, and the folder that its lock protects, if no process writes them."""
   with path.open('r+b') as file:
     if locks.try_lock(file, without_locks=False) and locks.is_in_place(file):
       for temporary_dir in path.parent.glob(f'{path.name}.*'):

@@ -91,9 +91,9 @@ def _full_disk_named(directory: Path, step: int) -> Iterator[None]:
 
 
 def _disk_error_number(error: Exception) -> int | None:
-  """Return the number of the error of a full disk or quota; None if an error is another.
+  """Return the number of the error of a full disk or quota; None for any other error.
 
-  Orbax reports it by errors of several classes, some of which have it in their text only.
+  Orbax raises errors of several classes. Some have the reason in their text only.
   """
   if isinstance(error, OSError) and error.errno in files.DISK_FULL:
     return error.errno

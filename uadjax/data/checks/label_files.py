@@ -16,15 +16,14 @@ CONVERTIBLE = ('LabelMe', 'COCO', 'VOC')  # Tools whose labels `check.convert` c
 LIST = 'list of images that the layout does not read'
 TABLE = 'a table'
 MASK = 'mask that lies outside of the folder'
-_OF_IMAGES = (TABLE, 'Hugging Face', 'WebDataset')  # Their labels are about whole images.
+_CLASSIFICATION_TOOLS = (TABLE, 'Hugging Face', 'WebDataset')  # Their labels are of whole images.
 
-_MAX_OPENED_FILES = (
-  8  # Among more files of a suffix in a folder, all are taken for those of one tool.
-)
-_MAX_FILES_ABOVE = 20  # Files of a suffix in a folder that are searched for names of images.
-_MAX_FOLDERS_ABOVE = 50  # Folders beside that of the images that are considered.
+# With more files of a suffix in a folder, three are opened, and all count as files of one tool.
+_MAX_OPENED_FILES = 8
+_MAX_FILES_WITH_NAMES = 20  # Files of a suffix in a folder that are searched for image names.
+_MAX_FOLDERS_BESIDE = 50  # Folders beside that of the images, per level, that are considered.
 _MAX_FOLDERS_AROUND = 200  # Folders around that of the images that are searched for labels.
-_NUM_LEVELS_ABOVE = 2  # As for the images in images/train/ and the labels in labels/train/.
+_NUM_LEVELS_ABOVE = 2  # Labels of images/train/ may be in labels/train/, beside images/.
 _MAX_FILES_BESIDE = 1000  # Files below a folder among which an image is searched for.
 _MIN_BYTES = 3  # Labels of an image without a defect may be empty, or '[]'.
 _MAX_BYTES = 1 << 28  # Larger files are not searched.
@@ -87,7 +86,7 @@ def way_out(tool: str) -> str:
   if tool in CONVERTIBLE:
     settings = f'check.convert.enable=true, check.convert.src_dataset_type={tool}'
     return f'To convert them, use mode check_dataset with {settings}.'
-  if tool in _OF_IMAGES:
+  if tool in _CLASSIFICATION_TOOLS:
     return 'Move the images that they call defective to a folder that is named after the defect.'
   return 'Export them from that tool as COCO or VOC; mode check_dataset converts those.'
 
@@ -95,14 +94,16 @@ def way_out(tool: str) -> str:
 def find_tools(directory: Path, suffix: str, files: Sequence[tuple[str, int]]) -> dict[str, str]:
   """Return the tool that seems to have written each file of a suffix in a folder; '' for none.
 
-  Among many, few are opened: the smallest that is not empty, the largest, and one between.
+  Of many files, three are opened: the smallest that is not empty, the median and the largest.
 
   Args:
     directory: the folder.
-    suffix: their suffix, in lower case.
-    files: their names and sizes in bytes.
+    suffix: suffix of the files, in lower case.
+    files: names of the files, and their sizes in bytes.
   """
-  patterns = [(tool, pattern) for tool, s, pattern in _SIGNATURES if s == suffix]
+  patterns = [
+    (tool, pattern) for tool, tool_suffix, pattern in _SIGNATURES if tool_suffix == suffix
+  ]
   sizes = sorted((size, name) for name, size in files if 0 < size <= _MAX_BYTES)
   if not patterns or not sizes:
     return {name: '' for name, _ in files}
@@ -113,7 +114,8 @@ def find_tools(directory: Path, suffix: str, files: Sequence[tuple[str, int]]) -
   tools = {name: _tool_of(directory / name, patterns) for _, name in sizes}
   tool = next(filter(None, tools.values()), '')
   if is_each_opened:
-    return {name: tools.get(name) or tool * (size < _MIN_BYTES) for name, size in files}
+    # A file too small for a pattern belongs to the tool of the others.
+    return {name: tools.get(name) or (tool if size < _MIN_BYTES else '') for name, size in files}
   return {name: tool for name, _ in files}
 
 
@@ -137,7 +139,7 @@ def find_beside(directory: Path, stems: Set[str]) -> Iterator[tuple[str, Path]]:
     directory = directory.resolve()
     folders = dict.fromkeys(itertools.islice(_folders_around(directory), _MAX_FOLDERS_AROUND))
     for folder in folders:
-      yield from _find_about(folder, directory.name, stems)
+      yield from _find_in_folder(folder, directory.name, stems)
       if any(map(scanning.is_mask_folder, folder.parts[len(directory.parts) - 2 :])):
         masks = scanning.files_in(folder)
         yield from ((MASK, path) for path in masks if scanning.image_stem(path.name) in stems)
@@ -150,7 +152,7 @@ def _folders_around(directory: Path) -> Iterator[Path]:
       return  # The root of the file system has no labels.
     yield above
     folder_name, *subfolders = directory.relative_to(above).parts
-    for folder in scanning.folders_in(above)[:_MAX_FOLDERS_ABOVE]:
+    for folder in scanning.folders_in(above)[:_MAX_FOLDERS_BESIDE]:
       is_mask_folder = scanning.is_mask_folder(folder.name)
       # Labels in a folder that has images are about those.
       if folder.name == folder_name or (not is_mask_folder and _has_image(folder)):
@@ -168,7 +170,7 @@ def _has_image(folder: Path) -> bool:
   )
 
 
-def _find_about(folder: Path, image_folder: str, stems: Set[str]) -> Iterator[tuple[str, Path]]:
+def _find_in_folder(folder: Path, image_folder: str, stems: Set[str]) -> Iterator[tuple[str, Path]]:
   """Yield the label files in a folder, with their tools, that are about images elsewhere."""
   own_stems = {path.stem for path in scanning.files_in(folder)}
   paths_by_suffix: dict[str, list[Path]] = collections.defaultdict(list)
@@ -176,7 +178,7 @@ def _find_about(folder: Path, image_folder: str, stems: Set[str]) -> Iterator[tu
     paths_by_suffix[path.suffix.lower()].append(path)
   for suffix, paths in paths_by_suffix.items():
     named = [path for path in paths if _image_stems(path) & (stems - own_stems)]
-    others = [path for path in paths if not _image_stems(path) & stems][:_MAX_FILES_ABOVE]
+    others = [path for path in paths if not _image_stems(path) & stems][:_MAX_FILES_WITH_NAMES]
     sizes = [(path.name, path.stat().st_size) for path in (*named, *others)]
     tools = find_tools(folder, suffix, sizes)
     yield from ((tools[path.name], path) for path in named if tools[path.name])

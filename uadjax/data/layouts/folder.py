@@ -16,8 +16,8 @@ def read_splits(directory: Path) -> scanning.SplitsAndProblems:
   Good images lie directly in the folder, or in a subfolder 'good', 'normal' or 'ok' and its
   subfolders. Those of 'val', 'valid' or 'validation' are held out for calibration. Each other
   subfolder contains the images of a type of defect, unless it is named after masks, a date or its
-  content, such as 'images'. The
-  masks of a type of defect may lie in a subfolder of the folder of masks.
+  content, such as 'images'. The masks of a type of defect may lie in a subfolder of the folder of
+  masks.
   """
   mask_folders = scanning.mask_folders_in(directory)
   mask_folder = next(filter(scanning.find_files, mask_folders), None)
@@ -31,7 +31,7 @@ def read_splits(directory: Path) -> scanning.SplitsAndProblems:
       # Masks that lie in one folder are those of the defective images, if there are any.
       folders.append(mask_folder)
     train += scanning.image_records(folder, GOOD, folders)
-  issues = [*scanning.folders_without_kind(scanning.folders_in(directory))]
+  issues = [*scanning.unnamed_defect_folders(scanning.folders_in(directory))]
   issues += scanning.photographs_in_mask_folders(mask_folders)
   if scanning.is_defective(directory.absolute().name) and scanning.files_in(directory):
     message = f'{directory} is named after defects, but its images count as good'

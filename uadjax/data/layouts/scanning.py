@@ -160,14 +160,14 @@ def exporting_tool(file_name: str) -> str:
   return next((t for t, pattern in _EXPORTED_MASKS.items() if pattern.fullmatch(file_name)), '')
 
 
-def is_no_kind(folder_name: str) -> bool:
-  """Return whether a folder's name is not that of a type of defect, such as a date or 'images'."""
+def is_date_or_content(folder_name: str) -> bool:
+  """Return whether a folder is named after a date or its content, not after a type of defect."""
   return any(pattern.fullmatch(folder_name) for pattern in (_DATE, _CONTENT))
 
 
-def folders_without_kind(folders: Iterable[Path]) -> Iterator[Problem]:
-  """Yield an error if there are folders of images whose names are not those of types of defects."""
-  unnamed = [folder for folder in folders if is_no_kind(folder.name) and files_in(folder)]
+def unnamed_defect_folders(folders: Iterable[Path]) -> Iterator[Problem]:
+  """Yield an error if folders of images are named after dates or content, not after defects."""
+  unnamed = [folder for folder in folders if is_date_or_content(folder.name) and files_in(folder)]
   if unnamed:
     others = f' and {len(unnamed) - 1} more folders are' if len(unnamed) > 1 else ' is'
     message = f'{unnamed[0]}{others} not named after a type of defect'
@@ -223,7 +223,7 @@ def test_records(folder: Path, mask_folder: Path | None) -> tuple[Record, ...]:
   """
   records = []
   for subfolder in folders_in(folder):
-    if any(test(subfolder.name) for test in (is_mask_folder, is_validation, is_no_kind)):
+    if any(test(subfolder.name) for test in (is_mask_folder, is_validation, is_date_or_content)):
       continue
     defect = GOOD if is_normal(subfolder.name) else subfolder.name
     folders = mask_folders_in(subfolder)

@@ -89,7 +89,7 @@ def read_splits(tree: Tree, directory: Path) -> scanning.SplitsAndProblems:
   if '{kind}' in tree.test:
     folders = _find_folders(directory, tree.test.removesuffix(_NESTED))
     kinds = [folder.path for folder in folders if folder.path.name == folder.kind]
-    issues += scanning.folders_without_kind(kinds)
+    issues += scanning.unnamed_defect_folders(kinds)
     issues += scanning.photographs_in_mask_folders(
       [f for f in kinds if scanning.is_mask_folder(f.name)]
     )
@@ -144,7 +144,7 @@ def _find_image_folders(directory: Path, pattern: str) -> Iterator[_Folder]:
     return
   folders = _find_folders(directory, pattern.removesuffix(_NESTED))
   for folder in folders:
-    if not scanning.is_mask_folder(folder.kind) and not scanning.is_no_kind(folder.kind):
+    if not scanning.is_mask_folder(folder.kind) and not scanning.is_date_or_content(folder.kind):
       paths = with_subfolders(folder.path) if pattern.endswith(_NESTED) else (folder.path,)
       yield from (_Folder(path, folder.kind, path.relative_to(folder.path)) for path in paths)
 
