@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from image_files import write_noise
 import numpy as np
 from PIL import Image
 
@@ -20,10 +21,7 @@ def convert(source, kind, target):
 
 
 def picture(path: Path, seed=0, size=(H, W)) -> Path:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
-  Image.fromarray(pixels).save(path)
-  return path
+  return write_noise(path, seed, (*size, 3))
 
 
 def write(path: Path, value) -> Path:

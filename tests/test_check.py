@@ -1,11 +1,13 @@
 """Laws of the check: each problem is reported, alone and together with all others."""
 
 from collections.abc import Callable
+import functools
 from pathlib import Path
 import re
 import struct
 import zlib
 
+import image_files
 import numpy as np
 from PIL import Image
 import pytest
@@ -15,12 +17,7 @@ from uadjax.data.settings import DataSettings
 from uadjax.errors import ConfigError, DataError
 
 SIZE = 24
-
-
-def picture(path: Path, seed: int) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  pixels = np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
-  Image.fromarray(pixels).save(path)
+picture = functools.partial(image_files.write_noise, shape=(SIZE, SIZE, 3))
 
 
 def mask(path: Path, *values: int, size: tuple[int, int] = (SIZE, SIZE)) -> None:

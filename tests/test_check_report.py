@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from hypothesis import given, strategies as st
+from image_files import write_noise
 from matplotlib import figure
 import numpy as np
 from PIL import Image
@@ -11,12 +12,6 @@ import pytest
 
 from uadjax.data import checks, image_io
 from uadjax.data.checks import report as reports
-
-
-def picture(path: Path, seed: int, height: int = 24, width: int = 32) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-  Image.fromarray(pixels).save(path)
 
 
 def mask(path: Path, height: int = 24, width: int = 32) -> None:
@@ -29,10 +24,10 @@ def mask(path: Path, height: int = 24, width: int = 32) -> None:
 def bottles(root: Path, defects: tuple[str, ...] = ('cut', 'hole')) -> Path:
   """Named alike everywhere, as MVTec's are: their samples must not be."""
   for i in range(12):
-    picture(root / f'train/good/{i:03d}.png', i)
-    picture(root / f'test/good/{i:03d}.png', 100 + i)
+    write_noise(root / f'train/good/{i:03d}.png', i)
+    write_noise(root / f'test/good/{i:03d}.png', 100 + i)
     for number, defect in enumerate(defects):
-      picture(root / f'test/{defect}/{i:03d}.png', 1000 * (number + 1) + i)
+      write_noise(root / f'test/{defect}/{i:03d}.png', 1000 * (number + 1) + i)
       mask(root / f'ground_truth/{defect}/{i:03d}_mask.png')
   return root
 
@@ -105,7 +100,7 @@ def test_a_failed_check_leaves_a_sheet_and_no_broken_samples(tmp_path):
 
 def test_a_file_with_many_problems_makes_no_long_sheet(tmp_path):
   for i in range(4):
-    picture(tmp_path / f'{i}.png', i)
+    write_noise(tmp_path / f'{i}.png', i)
   (tmp_path / 'train.txt').write_text('0.png\n1.png\n2.png\n' + 200 * '3.png\n')
   reports.write(checks.check(tmp_path), tmp_path / 'run')
   assert image_io.image_size(tmp_path / 'run/check_dataset/problems.png')[0] < 1000
@@ -138,7 +133,7 @@ def test_ticks_are_plain_numbers_and_more_than_one(least, span):
 
 def test_problems_of_folders_have_no_sheet(tmp_path):
   root = bottles(tmp_path / 'bottles')
-  picture(root / 'train/scratch/0.png', 500)  # A folder is what is wrong.
+  write_noise(root / 'train/scratch/0.png', 500)  # A folder is what is wrong.
   result = reports.write(checks.check(root), tmp_path)
   assert result['problems']
   assert 'problems' not in result['analysis']
@@ -163,7 +158,7 @@ def test_a_histogram_is_drawn_whatever_the_names_of_defects(tmp_path, names):
 
 def test_samples_have_a_largest_size_whatever_their_shape(tmp_path):
   for number, (height, width) in enumerate([(5, 900), (900, 5), (1, 1), (700, 600)]):
-    picture(tmp_path / f'parts/{number}.png', number, height, width)
+    write_noise(tmp_path / f'parts/{number}.png', number, (height, width, 3))
   result = reports.write(checks.check(tmp_path / 'parts'), tmp_path)
   assert result['check_pass']
   assert result['attributes']['val_sample_paths'] == []

@@ -1,10 +1,12 @@
 """Laws of reading folders."""
 
+import functools
 import inspect
 from pathlib import Path
 import re
 
 from hypothesis import given, strategies as st
+from image_files import touch, write_noise
 import numpy as np
 from PIL import Image
 import pytest
@@ -14,12 +16,6 @@ from uadjax.data import image_io, inputs, layouts, records as record_types
 from uadjax.data.layouts import mvtec as mvtecs, scanning, seglist
 from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError, UnknownName
-
-
-def touch(*paths: Path) -> None:
-  for path in paths:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
 
 
 def mvtec(root: Path, category: str) -> Path:
@@ -368,10 +364,7 @@ NO_KINDS = (
 KINDS = ('scratch', '2024', '0001', '12345678', '2024-13-01', 'batch 2024-05-01', '1.5', 'M6x20')
 
 
-def photograph(path: Path, seed: int = 0) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  pixels = np.random.default_rng(seed).integers(0, 256, (12, 12), np.uint8)
-  Image.fromarray(pixels).save(path)
+photograph = functools.partial(write_noise, shape=(12, 12))
 
 
 def test_folders_named_after_dates_or_content_are_no_kinds_of_defects(tmp_path):

@@ -1,8 +1,10 @@
 """Laws of masks: they are found by name, never taken for images, and read as they were meant."""
 
+import functools
 import itertools
 from pathlib import Path
 
+import image_files
 import numpy as np
 from PIL import Image
 import pytest
@@ -14,13 +16,7 @@ from uadjax.errors import ConfigError, DataError, Setting
 
 DEFECT = np.zeros((32, 40), bool)
 DEFECT[5:9, 7:30] = True
-
-
-def picture(path: Path, seed: int) -> Path:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  pixels = np.random.default_rng(seed).integers(0, 256, DEFECT.shape, np.uint8)
-  Image.fromarray(pixels).save(path)
-  return path
+picture = functools.partial(image_files.write_noise, shape=DEFECT.shape)
 
 
 def mask(path: Path, values: np.ndarray = DEFECT) -> Path:

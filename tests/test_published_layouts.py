@@ -6,6 +6,7 @@ from pathlib import Path
 import shutil
 from typing import NamedTuple
 
+from image_files import touch
 import numpy as np
 from PIL import Image
 import pytest
@@ -218,12 +219,6 @@ def test_a_sweep_lists_the_categories_of_each_layout(tmp_path):
   for name in TREES:
     write_dataset(tmp_path / name, name)
     assert layouts.expand(tmp_path / name, 'all') == ['candle', 'pcb1'], name
-
-
-def touch(*paths: Path) -> None:
-  for path in paths:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
 
 
 GOOD = (

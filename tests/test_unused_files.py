@@ -1,11 +1,13 @@
 """Laws of accounting: each file of a dataset is used, or counted with a reason."""
 
 import collections
+import functools
 import json
 import os
 from pathlib import Path
 import re
 
+import image_files
 import numpy as np
 from PIL import Image
 
@@ -17,11 +19,7 @@ from uadjax.data.settings import DataSettings
 LFS = 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 21873\n'
 
 
-def picture(path: Path, seed: int = 0) -> Path:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  pixels = np.random.default_rng(seed).integers(0, 256, (12, 12), np.uint8)
-  Image.fromarray(pixels).save(path, 'PNG')
-  return path
+picture = functools.partial(image_files.write_noise, shape=(12, 12), image_format='PNG')
 
 
 def write(path: Path, content: str | bytes) -> None:
