@@ -68,12 +68,12 @@ def test_an_edited_list_is_refused_or_what_a_whole_parser_reads(
   place %= len(text) + 1
   text = text[:place] + added + text[place + count :]
   try:
-    found = parsed(b'{"data": %b}' % text.encode(), shape)
+    actual = parsed(b'{"data": %b}' % text.encode(), shape)
   except (ValueError, TypeError, RequestError):  # A validation error is a ValueError.
     return
   expected = np.array(json.loads(text))
   assert expected.shape in (tuple(shape), (pixels.size,))
-  np.testing.assert_array_equal(found, expected.reshape(shape))
+  np.testing.assert_array_equal(actual, expected.reshape(shape))
 
 
 @pytest.mark.parametrize('values', [[256], [-1], [1.0], [True], [None], ['1'], [10**30], [], [[]]])

@@ -28,7 +28,7 @@ def flags(name, directory, layout='auto'):
 
 
 def check(directory, workdir, *more, layout='auto'):
-  """The result of checking; the check itself goes well whatever it finds, its exit status tells."""
+  """The report of a check, whose exit status says whether the dataset passed."""
   words = (f'--config={small_runs.CONFIGS / "stfpm.py"}', f'--config.data.root={directory}')
   mode = ('--config.mode=check_dataset', f'--config.data.layout={layout}')
   status, report = (
@@ -40,8 +40,8 @@ def check(directory, workdir, *more, layout='auto'):
 
 
 def refused(name, directory, workdir, *more):
-  """What is said where a training run is refused; nothing was fitted then."""
-  workdir.mkdir(exist_ok=True)  # A run that is refused at once makes none.
+  """The error message of a training run that is refused and fits nothing."""
+  workdir.mkdir(exist_ok=True)  # A run that is refused at once does not create it.
   status, summary = run(*flags(name, directory), *more, f'--workdir={workdir}'), result(workdir)
   assert status == (2 if summary['err_type'] in small_runs.USAGE_ERRORS else 1)
   assert summary['done_flag'] is False
@@ -75,22 +75,22 @@ def root(drawn, tmp_path_factory):
 
 
 LAYOUTS = {'disc': 'mvtec', 'bins': 'folder', 'plain': 'folder', 'listed': 'seglist'}
-# What reads a layout makes records of it, and a detector sees records alone: one for each will do.
+# Each layout becomes records, and a detector sees only those, so one detector per layout suffices.
 LEARNER = {'listed': 'padim', 'bins': 'stfpm', 'plain': 'padim'}
 
 
 @pytest.fixture(scope='module')
 def learned(tmp_path_factory, root):
   """The work directory of a run over a dataset, fitted when a test first asks."""
-  folder, made = tmp_path_factory.mktemp('runs'), {}
+  folder, status_by_dataset = tmp_path_factory.mktemp('runs'), {}
 
   def workdir(data):
-    place = folder / data
-    if data not in made:
+    run_dir = folder / data
+    if data not in status_by_dataset:
       words = flags(LEARNER[data], root / data, LAYOUTS[data])
-      made[data] = run(*words, f'--workdir={place}')
-    assert made[data] == 0
-    return place
+      status_by_dataset[data] = run(*words, f'--workdir={run_dir}')
+    assert status_by_dataset[data] == 0
+    return run_dir
 
   return workdir
 
@@ -257,8 +257,8 @@ WRONG = [
 def test_failures_of_conversion_or_splitting_are_one_message(root, tmp_path, monkeypatch, capfd):
   monkeypatch.chdir(tmp_path)
   for words, message in WRONG:
-    own = ('--config.mode=check_dataset', *words, f'--workdir={tmp_path / "run"}')
-    assert run(*flags('padim', root / 'disc'), *own) == 2, words
+    run_flags = ('--config.mode=check_dataset', *words, f'--workdir={tmp_path / "run"}')
+    assert run(*flags('padim', root / 'disc'), *run_flags) == 2, words
     output = capfd.readouterr().err
     assert message in output, (words, output)
     assert 'Traceback' not in output, words
@@ -268,7 +268,7 @@ def test_failures_of_conversion_or_splitting_are_one_message(root, tmp_path, mon
   assert 'neither train.txt nor val.txt' in result(tmp_path / 'run', 'check_dataset')['err_msg']
 
 
-# Learning and judging.
+# Fits and evaluations.
 
 
 def test_a_model_is_fitted_and_evaluated_from_lists(learned):
@@ -315,7 +315,7 @@ def test_a_model_of_good_images_alone_predicts_others(learned, root, tmp_path):
 
 
 def test_metrics_do_not_depend_on_the_layout(trained, root, tmp_path):
-  """Nothing but the order of the images differs; the mask alone tells in a list."""
+  """Only the order of the images differs. In a list, the mask determines the class."""
   model = trained('padim')
   check(root / 'disc', tmp_path, *converting(tmp_path / 'list'))
   ours = evaluated(model, root / 'disc', tmp_path)['metrics']
@@ -392,8 +392,8 @@ def test_a_test_set_of_one_class_has_curves_but_null_metrics(trained, root, tmp_
   metrics = outcome['metrics']
   assert all(metrics[key] is None for key in METRICS if key.startswith('image'))
   # Defective images have good pixels, too.
-  known = [metrics[key] is not None for key in METRICS if not key.startswith('image')]
-  assert known == [missing == 'good'] * 4
+  is_known = [metrics[key] is not None for key in METRICS if not key.startswith('image')]
+  assert is_known == [missing == 'good'] * 4
   assert metrics['counts'][missing] == 0
   assert (metrics['at_threshold']['false_alarm_rate'] is None) == (missing == 'good')
   (row,) = table(tmp_path / 'disc.csv')
@@ -453,7 +453,7 @@ def test_f1_on_labeled_images_reaches_the_oracle_on_the_same_images(root, name, 
 
 @pytest.mark.slow
 def test_with_a_high_cost_of_misses_no_defect_is_missed(root, tmp_path):
-  """Labelled images in folders: good ones stand where others are learned from, masks nowhere."""
+  """The labeled images are folders of good and defective images without masks."""
   shown = tmp_path / 'shown'
   for kind in ('good', 'spot'):
     shutil.copytree(root / 'disc/test' / kind, shown / kind)
@@ -476,7 +476,7 @@ REFUSED = [
 
 
 def test_labeled_images_that_set_no_threshold_are_refused(root, tmp_path):
-  for number, (data, shown, method, said) in enumerate(REFUSED):
-    words = labeled(root / shown if shown else '', method)
+  for number, (data, labeled_folder, method, pattern) in enumerate(REFUSED):
+    words = labeled(root / labeled_folder if labeled_folder else '', method)
     message = refused('padim', root / data, tmp_path / str(number), *words)
-    assert said in message, (data, shown, method, message)
+    assert pattern in message, (data, labeled_folder, method, message)

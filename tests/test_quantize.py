@@ -73,24 +73,26 @@ def exact(resnets, tmp_path_factory):
 
 def test_int8_is_smaller_and_runs_at_any_batch(resnets, exact, tested, lenient, tmp_path):
   path = tmp_path / 'it.onnx'
-  done = exporter.export(resnets('padim'), output=path, quantize='int8')
-  assert done.num_bytes < 0.6 * exact.num_bytes
+  exported = exporter.export(resnets('padim'), output=path, quantize='int8')
+  assert exported.num_bytes < 0.6 * exact.num_bytes
   session = onnxruntime.InferenceSession(path)
-  want = runtimes.open_graph(exact.path).run(tested)
+  expected = runtimes.open_graph(exact.path).run(tested)
   for count in (1, 2, 5):
     map, score = session.run(None, {'image': tested[:count]})
     assert map.shape == (count, 32, 48)
-    assert np.abs(np.asarray(score) - want.image[:count]).max() < 0.3 * want.image.max()
-    assert not np.array_equal(score, want.image[:count])
+    assert np.abs(np.asarray(score) - expected.image[:count]).max() < 0.3 * expected.image.max()
+    assert not np.array_equal(score, expected.image[:count])
 
 
 def test_fp16_is_half_as_large_and_scores_hardly_differ(resnets, exact, tested, tmp_path):
   path = tmp_path / 'it.onnx'
-  done = exporter.export(resnets('padim'), output=path, quantize='fp16')
-  assert done.num_bytes < 0.65 * exact.num_bytes
-  want, got = (runtimes.open_graph(one).run(tested) for one in (exact.path, path))
-  np.testing.assert_allclose(got.image, want.image, rtol=1e-2)
-  np.testing.assert_allclose(got.map, want.map, rtol=1e-2, atol=1e-2 * want.map.max())
+  exported = exporter.export(resnets('padim'), output=path, quantize='fp16')
+  assert exported.num_bytes < 0.65 * exact.num_bytes
+  expected, actual = (
+    runtimes.open_graph(graph_path).run(tested) for graph_path in (exact.path, path)
+  )
+  np.testing.assert_allclose(actual.image, expected.image, rtol=1e-2)
+  np.testing.assert_allclose(actual.map, expected.map, rtol=1e-2, atol=1e-2 * expected.map.max())
 
 
 @pytest.mark.parametrize(
@@ -102,52 +104,52 @@ def test_fp16_is_half_as_large_and_scores_hardly_differ(resnets, exact, tested, 
   ],
 )
 def test_only_convolutions_of_features_take_eight_bits(resnets, lenient, name, networks, tmp_path):
-  done = exporter.export(resnets(name), output=tmp_path / 'it.onnx', quantize='int8')
-  graph = onnx.load(done.path).graph
-  made = {name: node for node in graph.node for name in node.output}
+  exported = exporter.export(resnets(name), output=tmp_path / 'it.onnx', quantize='int8')
+  graph = onnx.load(exported.path).graph
+  node_by_output = {name: node for node in graph.node for name in node.output}
 
-  def given(node, place):
-    return made[node.input[place]].op_type if node.input[place] in made else ''
+  def input_type(node, place):
+    return node_by_output[node.input[place]].op_type if node.input[place] in node_by_output else ''
 
   convolutions = [node for node in graph.node if node.op_type == 'Conv']
-  of_pixels = [node for node in convolutions if given(node, 0) == 'Transpose']
+  of_pixels = [node for node in convolutions if input_type(node, 0) == 'Transpose']
   assert len(of_pixels) == networks
   for node in graph.node:
     if node in of_pixels:
-      assert not given(node, 1)
+      assert not input_type(node, 1)
     elif node.op_type == 'Conv':
-      assert {given(node, 0), given(node, 1)} == {'DequantizeLinear'}
+      assert {input_type(node, 0), input_type(node, 1)} == {'DequantizeLinear'}
     elif node.op_type != 'DequantizeLinear':
       for place in range(len(node.input)):
-        if given(node, place) == 'DequantizeLinear':  # What a convolution gave.
-          rounded = made[made[node.input[place]].input[0]]
-          assert made[rounded.input[0]].op_type == 'Conv', node.name
+        if input_type(node, place) == 'DequantizeLinear':  # The output of a convolution.
+          rounded = node_by_output[node_by_output[node.input[place]].input[0]]
+          assert node_by_output[rounded.input[0]].op_type == 'Conv', node.name
 
 
 def test_a_quantized_graph_says_so(padim, lenient, tmp_path):
   model, path = padim, tmp_path / 'it.onnx'
-  done = exporter.export(model, output=path, quantize='int8')
+  exported = exporter.export(model, output=path, quantize='int8')
   onnx.checker.check_model(path, full_check=True)
   exact_path = model.directory / 'model.onnx'
   metadata, exact_metadata = (
-    json.loads(onnx_ir.load(one).metadata_props[runtimes.METADATA_KEY])
-    for one in (path, exact_path)
+    json.loads(onnx_ir.load(file).metadata_props[runtimes.METADATA_KEY])
+    for file in (path, exact_path)
   )
   assert metadata['quantize'] == 'int8'
   assert metadata['thresholds'] == model.thresholds._asdict()
   assert exact_metadata['quantize'] == ''
   assert onnx.load(path).producer_name == 'uadjax'
-  told = json.loads((tmp_path / 'it.onnx.json').read_text())
-  assert told['quantize'] == 'int8'
-  assert 'agreement' not in told  # For it does not agree.
-  assert told['quantized'] == done.quantized.to_dict()
-  assert told['quantized']['bytes_after'] == path.stat().st_size
-  agreements = told['quantized']['agreements']
+  report = json.loads((tmp_path / 'it.onnx.json').read_text())
+  assert report['quantize'] == 'int8'
+  assert 'agreement' not in report  # It does not agree with the model.
+  assert report['quantized'] == exported.quantized.to_dict()
+  assert report['quantized']['bytes_after'] == path.stat().st_size
+  agreements = report['quantized']['agreements']
   images = {name: agreement['images'] for name, agreement in agreements.items()}
   assert images == {'good': small_runs.TRAIN, 'test': 9}
   assert agreements['test']['auroc'] > 0.5
-  assert 'int8' in str(done)
-  assert {one.name for one in tmp_path.iterdir()} == {'it.onnx', 'it.onnx.json'}
+  assert 'int8' in str(exported)
+  assert {file.name for file in tmp_path.iterdir()} == {'it.onnx', 'it.onnx.json'}
 
 
 def test_a_quantized_graph_is_never_used_as_the_exact_one(padim, lenient, tmp_path, monkeypatch):
@@ -185,13 +187,13 @@ def test_labels_that_change_are_refused_and_nothing_is_left(padim, kind, tmp_pat
   threshold = 0.5 * float(np.asarray(model.score(model.fitted, images).image).min())
 
   def shifted(*arguments):
-    made = onnx_ir.to_proto(quantize_of_kind(*arguments))
-    node = next(node for node in made.graph.node if 'score' in node.output)
+    model_proto = onnx_ir.to_proto(quantize_of_kind(*arguments))
+    node = next(node for node in model_proto.graph.node if 'score' in node.output)
     node.output[list(node.output).index('score')] = 'unshifted'
     factor = onnx.helper.make_tensor('factor', onnx.TensorProto.FLOAT, [], [0.01])
-    made.graph.initializer.append(factor)
-    made.graph.node.append(onnx.helper.make_node('Mul', ['unshifted', 'factor'], ['score']))
-    return onnx_ir.from_proto(made)
+    model_proto.graph.initializer.append(factor)
+    model_proto.graph.node.append(onnx.helper.make_node('Mul', ['unshifted', 'factor'], ['score']))
+    return onnx_ir.from_proto(model_proto)
 
   quantize_of_kind = quantize.QUANTIZERS[kind]
   monkeypatch.setitem(quantize.QUANTIZERS, kind, shifted)
@@ -204,17 +206,17 @@ def test_labels_that_change_are_refused_and_nothing_is_left(padim, kind, tmp_pat
 
 
 def test_agreement_is_within_tolerance_up_to_its_limits():
-  def kept(*numbers):
+  def is_within_tolerance(*numbers):
     return quantization_check.QuantizationAgreement(*numbers).is_within_tolerance
 
-  assert kept(3, 1, 0.1)  # One always may.
-  assert not kept(3, 2, 0.1)
-  assert kept(200, 4, 0.1)
-  assert not kept(200, 5, 0.1)
-  assert kept(10, 0, 0.1, 0.95, 0.9401)
-  assert not kept(10, 0, 0.1, 0.95, 0.9399)
-  assert kept(10, 0, 0.1, 0.95, 1.0)
-  assert not kept(10, 0, float('nan'))
+  assert is_within_tolerance(3, 1, 0.1)  # One label may always change.
+  assert not is_within_tolerance(3, 2, 0.1)
+  assert is_within_tolerance(200, 4, 0.1)
+  assert not is_within_tolerance(200, 5, 0.1)
+  assert is_within_tolerance(10, 0, 0.1, 0.95, 0.9401)
+  assert not is_within_tolerance(10, 0, 0.1, 0.95, 0.9399)
+  assert is_within_tolerance(10, 0, 0.1, 0.95, 1.0)
+  assert not is_within_tolerance(10, 0, float('nan'))
 
 
 def test_scores_that_are_nan_are_not_within_tolerance(padim):
@@ -223,8 +225,8 @@ def test_scores_that_are_nan_are_not_within_tolerance(padim):
   def scores(value):
     return lambda images: types.Scores(images[..., 0], np.full(len(images), value, np.float32))
 
-  found = quantization_check.compare([scores(1), scores(np.nan)], on.good, on, None)
-  assert not found.is_within_tolerance
+  agreement = quantization_check.compare([scores(1), scores(np.nan)], on.good, on, None)
+  assert not agreement.is_within_tolerance
 
 
 def test_an_exception_of_the_quantizer_is_reported_and_leaves_no_file(padim, tmp_path, monkeypatch):
@@ -287,11 +289,11 @@ def test_a_fixed_batch_and_a_cameras_pixels(padim, lenient, tmp_path):
 
 
 def test_the_last_batch_is_filled_with_images(drawn):
-  def taken(path):
+  def read(path):
     return np.full((2, 2, 3), int(path.name), np.uint8)
 
   records = [record_types.Record(Path(name)) for name in '12345']
-  chunks = [*quantization_check.read_batches(records, taken, 3)]
+  chunks = [*quantization_check.read_batches(records, read, 3)]
   assert [images[:, 0, 0, 0].tolist() for images in chunks] == [[1, 2, 3], [4, 5, 4]]
 
 
@@ -314,8 +316,8 @@ def test_the_mode_quantizes(padim, tmp_path, lenient):
   ]
   flags += [f'--config.export.model_dir={padim.directory}', '--config.export.quantize=fp16']
   assert main.main([*flags, f'--config.export.output={tmp_path / "b.onnx"}']) == 0
-  told = json.loads((tmp_path / 'export_result.json').read_text())
-  assert told['quantize'] == 'fp16'
+  outcome = json.loads((tmp_path / 'export_result.json').read_text())
+  assert outcome['quantize'] == 'fp16'
 
 
 @pytest.mark.real
@@ -333,9 +335,9 @@ def test_int8_keeps_the_metrics_of_real_data(shared, tmp_path):
   ]
   assert main.main(flags) == 0
   model = model_dir.load(tmp_path / 'model')
-  kept = exporter.export(model, quantize='int8').quantized
-  assert kept.bytes_after < 0.6 * kept.bytes_before
-  test = kept.agreements['test']
+  quantized = exporter.export(model, quantize='int8').quantized
+  assert quantized.bytes_after < 0.6 * quantized.bytes_before
+  test = quantized.agreements['test']
   assert test.images == 42
   assert test.auroc is not None
   assert (test.auroc_quantized or 0.0) >= test.auroc - 0.01

@@ -45,7 +45,7 @@ def photos(drawn):
 
 
 @pytest.fixture(scope='module')
-def known(directory, photos):
+def predictions(directory, photos):
   """What `predict` says."""
   results = create_model(model_dir=directory, backend='auto').predict(photos)
   return {result.input_path: result for result in results}
@@ -90,7 +90,7 @@ def coded(path):
   return base64.b64encode(path.read_bytes()).decode()
 
 
-def said(result):
+def fields_of(result):
   return result['score'], result['label'], result['regions'], result['labelMap']
 
 
@@ -99,7 +99,7 @@ def expected(result):
   return result.score, result.label, regions, result.pred.ravel().tolist()
 
 
-def test_each_form_of_request_has_the_result_of_predict(ask, photos, known):
+def test_each_form_of_request_has_the_result_of_predict(ask, photos, predictions):
   for path in photos:
     content = path.read_bytes()
     ways = [
@@ -111,18 +111,18 @@ def test_each_form_of_request_has_the_result_of_predict(ask, photos, known):
     ]
     for response in ways:
       assert response.status_code == 200, response.text
-      told = response.json()
-      assert (told['errorCode'], told['errorMsg']) == (0, 'Success')
-      assert told['logId'] == response.headers['X-Log-Id']
-      result = told['result']
-      assert said(result) == expected(known[str(path)])
-      assert result['size'] == list(known[str(path)].size)
+      body = response.json()
+      assert (body['errorCode'], body['errorMsg']) == (0, 'Success')
+      assert body['logId'] == response.headers['X-Log-Id']
+      result = body['result']
+      assert fields_of(result) == expected(predictions[str(path)])
+      assert result['size'] == list(predictions[str(path)].size)
       assert result['warnings'] == []
       assert result['model'] == ('again' if 'model=again' in str(response.url) else 'disc')
-      assert result['imageThreshold'] == known[str(path)].image_threshold
-      assert result['peak'] == known[str(path)].peak
-      assert result['at'] == list(known[str(path)].at)
-      assert result['regionsPixelThreshold'] == known[str(path)].regions_pixel_threshold
+      assert result['imageThreshold'] == predictions[str(path)].image_threshold
+      assert result['peak'] == predictions[str(path)].peak
+      assert result['at'] == list(predictions[str(path)].at)
+      assert result['regionsPixelThreshold'] == predictions[str(path)].regions_pixel_threshold
       assert 'image' not in result
       assert 'heatmap' not in result
 
@@ -137,19 +137,19 @@ def test_an_image_without_content_is_not_ok(ask, directory):
   assert result['label'] == expected.label != 'OK'
 
 
-def test_pictures_are_in_the_response_if_requested(ask, photos, known):
-  one = known[str(photos[0])]
+def test_pictures_are_in_the_response_if_requested(ask, photos, predictions):
+  prediction = predictions[str(photos[0])]
   result = ask.post(
     ROUTE, json={'image': coded(photos[0]), 'visualize': True, 'heatmap': True}
   ).json()['result']
   picture = Image.open(io.BytesIO(base64.b64decode(result['image'])))
   assert picture.format == 'JPEG'
-  assert picture.size == one.picture().size
+  assert picture.size == prediction.picture().size
   assert 'imageScale' not in result
   gray = np.asarray(Image.open(io.BytesIO(base64.b64decode(result['heatmap']['image']))))
   low, high = result['heatmap']['low'], result['heatmap']['high']
   np.testing.assert_allclose(
-    low + gray / 255 * (high - low), one.anomaly_map, atol=(high - low) / 500
+    low + gray / 255 * (high - low), prediction.anomaly_map, atol=(high - low) / 500
   )
 
 
@@ -183,12 +183,12 @@ def test_a_label_map_can_be_left_out(ask, photos):
     assert 'labelMap' not in response.json()['result']
 
 
-def test_scores_do_not_depend_on_concurrent_requests(ask, photos, known):
+def test_scores_do_not_depend_on_concurrent_requests(ask, photos, predictions):
   paths = [photos[number % len(photos)] for number in range(60)]
   with concurrent.futures.ThreadPoolExecutor(12) as threads:
     responses = list(threads.map(lambda path: ask.post(ROUTE, json={'image': coded(path)}), paths))
   for path, response in zip(paths, responses, strict=True):
-    assert said(response.json()['result']) == expected(known[str(path)])
+    assert fields_of(response.json()['result']) == expected(predictions[str(path)])
   batches = ask.get('/metrics').text
   assert 'uadjax_batch_images_bucket{le="1.0",model="disc"}' in batches
 
@@ -232,10 +232,10 @@ def test_invalid_requests_have_an_error_status_and_message(
 ):
   response = strict.post(ROUTE, content=content, headers=headers)
   assert response.status_code == status, response.text
-  told = response.json()
-  assert told['errorCode'] == status
-  assert message in told['errorMsg']
-  assert told['logId']
+  body = response.json()
+  assert body['errorCode'] == status
+  assert message in body['errorMsg']
+  assert body['logId']
 
 
 @pytest.fixture(scope='module')
@@ -265,9 +265,9 @@ def test_other_routes_and_methods(ask):
   assert ask.get('/health').json()['errorMsg'] == 'Healthy'
   for response, status in ((ask.get(ROUTE), 405), (ask.get('/nowhere'), 404)):
     assert response.status_code == response.json()['errorCode'] == status
-  told = ask.get('/models').json()['result']
-  assert [model['name'] for model in told['models']] == ['disc', 'again']
-  assert told['limits']['max_bytes'] == ask.service.settings.max_bytes
+  listing = ask.get('/models').json()['result']
+  assert [model['name'] for model in listing['models']] == ['disc', 'again']
+  assert listing['limits']['max_bytes'] == ask.service.settings.max_bytes
   page = ask.get('/')
   assert page.headers['Content-Type'].startswith('text/html')
   assert "default-src 'self'" in page.headers['Content-Security-Policy']
@@ -300,10 +300,10 @@ def test_a_full_queue_refuses_and_recovers(directory, photos):
     slowed(client, go)
     with concurrent.futures.ThreadPoolExecutor(20) as threads:
       post = lambda _: client.post(ROUTE, json={'image': coded(photos[0])})  # noqa: E731
-      waiting = [threads.submit(post, number) for number in range(20)]
-      until(lambda: sum(one.done() for one in waiting) == 16)
+      futures = [threads.submit(post, number) for number in range(20)]
+      until(lambda: sum(future.done() for future in futures) == 16)
       go.set()
-      responses = [one.result() for one in waiting]
+      responses = [future.result() for future in futures]
     statuses = sorted(response.status_code for response in responses)
     assert statuses == [200] * 4 + [503] * 16
     refused = next(response for response in responses if response.status_code == 503)
@@ -315,14 +315,14 @@ def test_a_full_queue_refuses_and_recovers(directory, photos):
 def test_unknown_options_are_refused(ask, photos):
   """Otherwise another model than the requested one could respond."""
   content, file = photos[0].read_bytes(), {'image': ('x.png', photos[0].read_bytes())}
-  for response, told in (
+  for response, message in (
     (ask.post(f'{ROUTE}?modell=again', content=content, headers=RAW), "'modell' in the query"),
     (ask.post(f'{ROUTE}?model=again', json={'image': coded(photos[0])}), 'of a JSON request'),
     (ask.post(ROUTE, files=file, data={'Model': 'again'}), "'Model' in the form"),
     (ask.post(f'{ROUTE}?model=again', files=file, data={'model': 'disc'}), 'send it once'),
   ):
     assert response.status_code == 422
-    assert told in response.json()['errorMsg']
+    assert message in response.json()['errorMsg']
 
 
 def test_an_empty_token_is_refused(monkeypatch):
@@ -391,15 +391,15 @@ def test_under_overload_the_first_requests_succeed(directory, photos, monkeypatc
   assert statuses.count(200) >= 5
 
 
-def test_the_open_inference_protocol(ask, photos, known):
+def test_the_open_inference_protocol(ask, photos, predictions):
   assert ask.get('/v2/health/live').json() == {'live': True}
   assert ask.get('/v2').json()['name'] == 'uadjax'
   model = ask.get('/v2/models/disc').json()
-  assert {one['name'] for one in model['outputs']} >= {'score', 'label', 'warnings', 'map'}
+  assert {output['name'] for output in model['outputs']} >= {'score', 'label', 'warnings', 'map'}
   assert ask.get('/v2/models/disc/ready').json() == {'name': 'disc', 'ready': True}
   assert 'error' in ask.get('/v2/models/none').json()
   pixels = np.stack([np.asarray(Image.open(path).convert('RGB')) for path in photos])
-  results = [known[str(path)] for path in photos]
+  results = [predictions[str(path)] for path in photos]
   files = [coded(path) for path in photos]
   for tensor in (
     {'datatype': 'UINT8', 'shape': pixels.shape, 'data': pixels.ravel().tolist()},
@@ -407,16 +407,18 @@ def test_the_open_inference_protocol(ask, photos, known):
     {'datatype': 'BYTES', 'shape': [len(files)], 'data': files},
   ):
     body = {'id': 'seven', 'inputs': [{'name': 'image', **tensor}]}
-    told = ask.post('/v2/models/disc/infer', json=body).json()
-    assert (told['model_name'], told['id']) == ('disc', 'seven')
-    found = {one['name']: one for one in told['outputs']}
-    assert found['label']['data'] == [result.label for result in results]
-    assert found['warnings']['data'] == [''] * len(results)
-    assert np.float32(found['score']['data']).tolist() == [result.score for result in results]
-    maps = np.float32(found['map']['data']).reshape(found['map']['shape'])
+    response = ask.post('/v2/models/disc/infer', json=body).json()
+    assert (response['model_name'], response['id']) == ('disc', 'seven')
+    outputs = {output['name']: output for output in response['outputs']}
+    assert outputs['label']['data'] == [result.label for result in results]
+    assert outputs['warnings']['data'] == [''] * len(results)
+    assert np.float32(outputs['score']['data']).tolist() == [result.score for result in results]
+    maps = np.float32(outputs['map']['data']).reshape(outputs['map']['shape'])
     np.testing.assert_array_equal(maps, [result.anomaly_map for result in results])
-    only = ask.post('/v2/models/disc/infer', json={**body, 'outputs': [{'name': 'score'}]}).json()
-    assert [one['name'] for one in only['outputs']] == ['score']
+    partial_response = ask.post(
+      '/v2/models/disc/infer', json={**body, 'outputs': [{'name': 'score'}]}
+    ).json()
+    assert [output['name'] for output in partial_response['outputs']] == ['score']
 
 
 @pytest.mark.parametrize(

@@ -24,18 +24,18 @@ def api(trained, served):
 
 
 def test_every_response_is_as_described(api):
-  operations = [found.ok() for found in api.get_all_operations()]
+  operations = [operation_or_error.ok() for operation_or_error in api.get_all_operations()]
   assert len(operations) > 8
   statuses = collections.Counter()
   for operation in operations:
 
     @hypothesis.given(case=operation.as_strategy())
     @hypothesis.settings(max_examples=30, suppress_health_check=list(hypothesis.HealthCheck))
-    def answered(case):
+    def call(case):
       response = case.call_and_validate(excluded_checks=[checks.positive_data_acceptance])
       statuses[response.status_code] += 1
 
-    answered()
+    call()
   print(len(operations), statuses)
 
 
@@ -58,5 +58,5 @@ def test_random_json_is_refused_with_a_client_error(api, route, body):
     headers={'Content-Type': 'application/json'},
   )
   assert response.status_code in (400, 404, 422), response.text
-  told = response.json()
-  assert told.get('errorMsg') or told['error']
+  message = response.json()
+  assert message.get('errorMsg') or message['error']

@@ -216,8 +216,8 @@ def test_long_arrays_are_serialized_in_chunks_and_in_a_thread(running, monkeypat
   for length in (0, 1, 999, 1000, 1001, 2000):
     values = np.linspace(-1, 1, length, dtype=np.float32)
     values[::7] = np.nan
-    told = orjson.loads(orjson.dumps(responses.to_json_list(values)))
-    assert told == orjson.loads(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY))
+    parsed_values = orjson.loads(orjson.dumps(responses.to_json_list(values)))
+    assert parsed_values == orjson.loads(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY))
 
   class Recorder:
     def __getattr__(self, name):

@@ -33,15 +33,15 @@ if flags['config.data.category'] == 'broken':
 began = time.time()
 time.sleep(float(os.environ.get('TAKES', 0)))
 seed, images = int(flags['config.seed']), 10
-told = {{
+result = {{
   'done_flag': True, 'metrics': {{'image_auroc': 0.9 + seed / 100, 'pixel_auroc': None}},
   'timing': {{'fit_s': seed, 'calibrate_s': 1, 'evaluate_s': 2, 'peak_memory_mb': 100}},
   'summary': {{'images': images}}, 'from_to': [began, time.time()],
   'cores': sorted(os.sched_getaffinity(0)), 'cuda': os.environ.get('CUDA_VISIBLE_DEVICES'),
 }}
-(folder / 'train_result.json').write_text(json.dumps(told))
+(folder / 'train_result.json').write_text(json.dumps(result))
 """
-PLACES = [slots.Slot('one', ('--config.device=cpu',), {}), slots.Slot('two', (), {})]
+SLOTS = [slots.Slot('one', ('--config.device=cpu',), {}), slots.Slot('two', (), {})]
 
 
 @pytest.fixture
@@ -52,13 +52,15 @@ def stand_in(tmp_path, monkeypatch):
   monkeypatch.setattr(sys, 'executable', str(path))
 
 
-def carried_out(workdir, runs, places=PLACES, part=(0, 1), overrides=('--config.fit.log_every=5',)):
+def run_all(
+  workdir, runs, device_slots=SLOTS, part=(0, 1), overrides=('--config.fit.log_every=5',)
+):
   return list(
-    sweep.run_sweep(sweep.unfinished_runs(runs, workdir, part), workdir, overrides, places)
+    sweep.run_sweep(sweep.unfinished_runs(runs, workdir, part), workdir, overrides, device_slots)
   )
 
 
-def ran(workdir):
+def calls_by_run(workdir):
   """Of each run's folder, what it was called with."""
   return {
     str(path.parent.relative_to(workdir)): path.read_text().splitlines()
@@ -69,11 +71,11 @@ def ran(workdir):
 def test_every_run_is_carried_out_once(stand_in, tmp_path):
   runs = sweep.plan_runs(['padim', 'patchcore:ten'], ['nut', 'bolt'], [3, 4])
   assert len(set(runs)) == 8
-  outcomes = carried_out(tmp_path / 'w', runs)
-  assert sorted(one.run for one in outcomes) == sorted(runs)
-  assert not any(one.error for one in outcomes)
-  assert carried_out(tmp_path / 'w', runs) == []  # Nothing is repeated.
-  calls = ran(tmp_path / 'w')
+  outcomes = run_all(tmp_path / 'w', runs)
+  assert sorted(outcome.run for outcome in outcomes) == sorted(runs)
+  assert not any(outcome.error for outcome in outcomes)
+  assert run_all(tmp_path / 'w', runs) == []  # Nothing is repeated.
+  calls = calls_by_run(tmp_path / 'w')
   assert len(calls) == 8
   (call,) = calls['patchcore_ten/bolt/seed_4']
   assert '--config=patchcore:ten' in call
@@ -84,39 +86,39 @@ def test_every_run_is_carried_out_once(stand_in, tmp_path):
 @pytest.mark.parametrize('count', [2, 3, 9])
 def test_hosts_share_the_runs(stand_in, tmp_path, count):
   runs = sweep.plan_runs(['padim'], ['nut', 'bolt'], [3, 4])
-  found = [carried_out(tmp_path / 'w', runs, part=(index, count)) for index in range(count)]
-  each = [[one.run for one in of_host] for of_host in found]
-  assert sorted(itertools.chain(*each)) == sorted(runs)
-  assert max(map(len, each)) - min(map(len, each)) <= 1
+  outcomes_by_host = [run_all(tmp_path / 'w', runs, part=(index, count)) for index in range(count)]
+  runs_by_host = [[outcome.run for outcome in outcomes] for outcomes in outcomes_by_host]
+  assert sorted(itertools.chain(*runs_by_host)) == sorted(runs)
+  assert max(map(len, runs_by_host)) - min(map(len, runs_by_host)) <= 1
 
 
 def test_a_failed_run_does_not_stop_the_others_and_is_repeated(stand_in, tmp_path):
   runs = sweep.plan_runs(['padim'], ['broken', 'bolt'], [3])
-  outcomes = {one.run.category: one for one in carried_out(tmp_path / 'w', runs)}
+  outcomes = {outcome.run.category: outcome for outcome in run_all(tmp_path / 'w', runs)}
   assert outcomes['broken'].error == 'DataError: no such images'
   assert outcomes['bolt'].summary
   assert outcomes['bolt'].summary['images'] == 10
-  again = carried_out(tmp_path / 'w', runs)  # It is tried again.
-  assert [one.run.category for one in again] == ['broken']
+  repeated = run_all(tmp_path / 'w', runs)
+  assert [outcome.run.category for outcome in repeated] == ['broken']
 
 
 def test_each_slot_has_one_run_at_a_time(stand_in, tmp_path, monkeypatch):
   monkeypatch.setenv('TAKES', '0.2')
   runs = sweep.plan_runs(['padim'], ['bolt'], range(5))
-  carried_out(tmp_path / 'w', runs)
+  run_all(tmp_path / 'w', runs)
   times = [json.loads(path.read_text())['from_to'] for path in tmp_path.rglob('train_result.json')]
   for began, _ in times:
-    assert sum(a <= began < b for a, b in times) <= len(PLACES)
+    assert sum(a <= began < b for a, b in times) <= len(SLOTS)
 
 
 def test_runs_under_way_are_stopped(stand_in, tmp_path, monkeypatch):
   monkeypatch.setenv('TAKES', '60')
   outcomes = sweep.run_sweep(
-    sweep.plan_runs(['padim'], ['bolt', 'broken'], [3]), tmp_path / 'w', (), PLACES
+    sweep.plan_runs(['padim'], ['bolt', 'broken'], [3]), tmp_path / 'w', (), SLOTS
   )
   assert next(outcomes).run.category == 'broken'
   end = time.monotonic() + 30
-  while len(ran(tmp_path / 'w')) < 2:
+  while len(calls_by_run(tmp_path / 'w')) < 2:
     assert time.monotonic() < end
     time.sleep(0.05)
   began = time.monotonic()
@@ -128,8 +130,8 @@ def test_runs_under_way_are_stopped(stand_in, tmp_path, monkeypatch):
 def test_a_run_with_checkpoints_is_resumed(stand_in, tmp_path):
   (run,) = runs = sweep.plan_runs(['stfpm'], ['bolt'], [3])
   (run.run_dir(tmp_path) / 'checkpoints' / 'rolling' / '7').mkdir(parents=True)
-  carried_out(tmp_path, runs)
-  (call,) = ran(tmp_path)['stfpm/bolt/seed_3']
+  run_all(tmp_path, runs)
+  (call,) = calls_by_run(tmp_path)['stfpm/bolt/seed_3']
   assert '--config.fit.resume=latest' in call
 
 
@@ -139,16 +141,16 @@ def test_a_locked_run_is_not_started(stand_in, tmp_path):
   folder.mkdir(parents=True)
   with (folder / '.lock').open('wb') as lock:
     assert locks.try_lock(lock)
-    (outcome,) = carried_out(tmp_path / 'w', runs)
+    (outcome,) = run_all(tmp_path / 'w', runs)
     assert 'locked by another sweep' in outcome.error
-  assert not ran(tmp_path / 'w')
-  assert carried_out(tmp_path / 'w', runs)[0].summary
+  assert not calls_by_run(tmp_path / 'w')
+  assert run_all(tmp_path / 'w', runs)[0].summary
 
 
 def test_failed_runs_do_not_fix_the_settings_of_a_sweep(stand_in, tmp_path):
   runs = sweep.plan_runs(['padim'], ['broken'], [3])
-  carried_out(tmp_path / 'w', runs)
-  carried_out(tmp_path / 'w', runs, overrides=())
+  run_all(tmp_path / 'w', runs)
+  run_all(tmp_path / 'w', runs, overrides=())
 
 
 def test_wrong_settings_are_refused_before_anything_runs():
@@ -159,9 +161,9 @@ def test_wrong_settings_are_refused_before_anything_runs():
 
 def test_a_work_directory_of_another_sweep_is_refused(stand_in, tmp_path):
   runs = sweep.plan_runs(['padim'], ['bolt'], [3])
-  carried_out(tmp_path / 'w', runs)
+  run_all(tmp_path / 'w', runs)
   with pytest.raises(ConfigError) as caught:
-    carried_out(tmp_path / 'w', runs, overrides=())
+    run_all(tmp_path / 'w', runs, overrides=())
   assert (caught.value.key, caught.value.value) == ('workdir', tmp_path / 'w')
 
 
@@ -169,8 +171,8 @@ def test_jobs_on_a_cpu_share_its_cores(stand_in, tmp_path, monkeypatch):
   monkeypatch.undo()
   cores = sorted(os.sched_getaffinity(0))
   for jobs in (1, len(cores)):
-    dealt = [place.cores for place in slots.device_slots('cpu', jobs)]
-    assert sorted(itertools.chain(*dealt)) == cores
+    cores_of_slots = [slot.cores for slot in slots.device_slots('cpu', jobs)]
+    assert sorted(itertools.chain(*cores_of_slots)) == cores
   with pytest.raises(ConfigError, match=f'got {len(cores) + 1}'):
     slots.device_slots('cpu', len(cores) + 1)
   with pytest.raises(ConfigError, match="Unknown device 'cup'"):
@@ -179,39 +181,45 @@ def test_jobs_on_a_cpu_share_its_cores(stand_in, tmp_path, monkeypatch):
 
 def test_a_process_runs_on_the_cores_of_its_slot(stand_in, tmp_path):
   core = min(os.sched_getaffinity(0))
-  place = slots.Slot('one', (), {}, (core,))
-  carried_out(tmp_path / 'w', sweep.plan_runs(['padim'], ['bolt'], [3]), [place])
+  slot = slots.Slot('one', (), {}, (core,))
+  run_all(tmp_path / 'w', sweep.plan_runs(['padim'], ['bolt'], [3]), [slot])
   (path,) = tmp_path.rglob('train_result.json')
   assert json.loads(path.read_text())['cores'] == [core]
   assert len(os.sched_getaffinity(0)) >= 1  # Ours are as they were.
 
 
-@pytest.mark.parametrize(('visible', 'wanted'), [('', ['0', '2']), ('GPU-a,GPU-b,GPU-c', None)])
-def test_a_process_sees_its_gpu_alone(visible, wanted, monkeypatch):
-  asked = subprocess.CompletedProcess([], 0, 'gpu 0 2\n', '')
-  monkeypatch.setattr(subprocess, 'run', lambda *words, **options: asked)
+@pytest.mark.parametrize(('visible', 'expected'), [('', ['0', '2']), ('GPU-a,GPU-b,GPU-c', None)])
+def test_a_process_sees_its_gpu_alone(visible, expected, monkeypatch):
+  listing = subprocess.CompletedProcess([], 0, 'gpu 0 2\n', '')
+  monkeypatch.setattr(subprocess, 'run', lambda *words, **options: listing)
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
-  found = [place.environment['CUDA_VISIBLE_DEVICES'] for place in slots.device_slots('gpu:0,2')]
-  assert found == (wanted or ['GPU-a', 'GPU-c'])
+  visible_gpus = [
+    slot.environment['CUDA_VISIBLE_DEVICES'] for slot in slots.device_slots('gpu:0,2')
+  ]
+  assert visible_gpus == (expected or ['GPU-a', 'GPU-c'])
   with pytest.raises(ConfigError, match='jobs is 3'):
     slots.device_slots('gpu:0,2', 3)
 
 
 def test_tables_have_means_of_seeds_and_of_categories(tmp_path):
   values = {('a', 1): 0.5, ('a', 2): 0.7, ('b', 1): 0.8, ('b', 2): 1.0, ('b', 3): 0.1}
-  told = {key: dict.fromkeys(results.COLUMNS) | {'image_auroc': x} for key, x in values.items()}
-  rows = results.summarize_runs(('padim', *key, one) for key, one in told.items())
+  summaries = {
+    key: dict.fromkeys(results.COLUMNS) | {'image_auroc': x} for key, x in values.items()
+  }
+  rows = results.summarize_runs(('padim', *key, summary) for key, summary in summaries.items())
   results.write_tables(rows, tmp_path, '')
   with (tmp_path / 'table.csv').open(newline='') as file:
-    found = {row['category']: row for row in csv.DictReader(file)}
+    rows_by_category = {row['category']: row for row in csv.DictReader(file)}
   for category in 'ab':
-    own = [x for (name, _), x in values.items() if name == category]
-    assert float(found[category]['image_auroc']) == pytest.approx(statistics.mean(own))
-    assert float(found[category]['image_auroc_low']) == min(own)
-  mean = found['mean of 2']  # Of the seeds that both have: 0.65 and 0.85.
+    category_values = [x for (name, _), x in values.items() if name == category]
+    assert float(rows_by_category[category]['image_auroc']) == pytest.approx(
+      statistics.mean(category_values)
+    )
+    assert float(rows_by_category[category]['image_auroc_low']) == min(category_values)
+  mean = rows_by_category['mean of 2']  # Of the seeds that both have: 0.65 and 0.85.
   assert (mean['seeds'], float(mean['image_auroc_high'])) == ('2', pytest.approx(0.85))
   assert float(mean['image_auroc']) == pytest.approx(0.75)
-  assert found['a']['pixel_auroc'] == ''
+  assert rows_by_category['a']['pixel_auroc'] == ''
 
 
 def test_shares_of_verdicts_are_those_of_the_images_of_a_class():
@@ -246,14 +254,16 @@ def test_the_command_leaves_a_table(drawn, tmp_path, capsys, monkeypatch):
   words += ['--workdir', tmp_path, '--device', 'cpu', '--json']
   words += [word for pair in small for word in ('--override', pair)]
   assert cli.main([*map(str, words), '--jobs', str(min(2, len(os.sched_getaffinity(0))))]) == 0
-  said = json.loads(capsys.readouterr().out)
-  assert (said['runs'], said['finished'], said['failed']) == (2, 2, [])
-  with Path(said['table']).open(newline='') as file:
+  outcome = json.loads(capsys.readouterr().out)
+  assert (outcome['runs'], outcome['finished'], outcome['failed']) == (2, 2, [])
+  with Path(outcome['table']).open(newline='') as file:
     (row,) = csv.DictReader(file)
   assert (row['detector'], row['category'], row['seeds']) == ('padim', 'disc', '2')
-  found = map(results.load_summary, (path.parent for path in tmp_path.rglob('train_result.json')))
-  both = [told['image_auroc'] for told in found if told]
-  assert float(row['image_auroc']) == pytest.approx(statistics.mean(both))
+  summaries = map(
+    results.load_summary, (path.parent for path in tmp_path.rglob('train_result.json'))
+  )
+  image_aurocs = [summary['image_auroc'] for summary in summaries if summary]
+  assert float(row['image_auroc']) == pytest.approx(statistics.mean(image_aurocs))
   assert cli.main([*map(str, words), '--table-only']) == 0
 
 
