@@ -1,4 +1,4 @@
-"""Laws of the default device: it computes what float64 defines, and what the CPU computes.
+"""Laws of the default device: its results equal those of float64 and of the CPU.
 
 On a GPU or TPU, `experiments/gpu.py` runs them. In the ordinary run the device is the CPU itself:
 then only the comparisons with float64 in NumPy, and with other runtimes, can fail.
@@ -30,9 +30,8 @@ pytestmark = pytest.mark.accelerator
 
 # Relative to the largest value. Float32 errs by 1e-6 or less, TF32 by 1e-4 and bfloat16 by 1e-3.
 TOLERANCE = 1e-5
-# Of scores, which amplify the rounding of features.
-SCORE_TOLERANCE = 2e-5
-FIT_TOLERANCE = 1e-3  # Of scores of models that were fitted on different devices.
+SCORE_TOLERANCE = 2e-5  # Scores amplify the rounding of features.
+FIT_TOLERANCE = 1e-3  # For scores of models that were fitted on different devices.
 HEIGHT, WIDTH, NUM_IMAGES = 32, 48, 4
 
 
@@ -47,13 +46,13 @@ def cpu():
 
 
 def relative(actual, expected):
-  """The largest difference, relative to the largest value; NaN if anything is NaN."""
+  """The largest difference, relative to the largest expected value; NaN if anything is NaN."""
   actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
   return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
 def rounded(x, bits):
-  """The numbers with so many bits of mantissa."""
+  """The numbers, rounded to a number of bits of mantissa."""
   mantissa, exponent = np.frexp(np.asarray(x, np.float64))
   return np.ldexp(np.round(mantissa * 2.0**bits) / 2.0**bits, exponent)
 
@@ -62,7 +61,7 @@ def rounded(x, bits):
 
 
 def jaxprs(jaxpr):
-  """This one and all within."""
+  """The jaxpr and all jaxprs within it."""
   yield jaxpr
   for equation in jaxpr.eqns:
     for inner in extend.core.jaxprs_in_params(equation.params):
@@ -70,7 +69,7 @@ def jaxprs(jaxpr):
 
 
 def precisions(function, *arguments):
-  """Of all products of float numbers in a function and its calls."""
+  """Precisions of all products of floats in a function and the functions that it calls."""
   return [
     equation.params['precision']
     for jaxpr in jaxprs(jax.make_jaxpr(function)(*arguments).jaxpr)
@@ -85,7 +84,7 @@ def is_exact(precision):
   return precision in (highest, (highest, highest))
 
 
-# Of those that are built from the same blocks the others are slow.
+# One backbone per kind of block is tested in the ordinary run; the others are slow.
 BACKBONES = [
   name
   if name in ('compact', 'resnet18', 'resnet50')
@@ -159,13 +158,13 @@ def taps(x, kernel, stride):
 
 
 def slow_conv(x, kernel, stride):
-  """The definition, tap by tap, in float64."""
+  """A convolution by its definition, tap by tap, in float64."""
   kernel = np.asarray(kernel, np.float64)
   return sum(padded[at] @ kernel[tap] for tap, padded, at in taps(x, kernel, stride))
 
 
 def slow_gradients(x, kernel, stride, g):
-  """Of a convolution with the gradient g of its result: those of images and kernel, in float64."""
+  """Gradients of images and kernel in float64, from the gradient g of a convolution's result."""
   kernel, g = np.asarray(kernel, np.float64), np.asarray(g, np.float64)
   (h, w), half = x.shape[1:3], kernel.shape[0] // 2
   of_kernel = np.zeros(kernel.shape)
@@ -194,9 +193,9 @@ def test_a_convolution_and_its_gradients_equal_float64(size, stride):
     return convolution.conv(x, kernel, stride), value, transpose(g)
 
   plain, value, gradients = both(x, kernel, g)
-  want = slow_conv(x, kernel, stride)
-  assert relative(plain, want) < TOLERANCE
-  assert relative(value, want) < TOLERANCE
+  expected = slow_conv(x, kernel, stride)
+  assert relative(plain, expected) < TOLERANCE
+  assert relative(value, expected) < TOLERANCE
   for actual, expected in zip(gradients, slow_gradients(x, kernel, stride, g), strict=True):
     assert relative(actual, expected) < TOLERANCE
 
@@ -245,7 +244,7 @@ def slow_features(variables, images, stages):
 
 
 def slow_upsample(x, size, pool=False, sigma=0.0):
-  """Bilinear, after a mean of 3x3 pixels or before a blur, by matrices in float64."""
+  """Bilinear upsampling in float64, after a mean of 3x3 pixels or before a blur if requested."""
   matrices = []
   for new, old in zip(size, x.shape[1:3], strict=True):
     matrix = resampling.bilinear_matrix(new, old).astype(np.float64)
@@ -255,39 +254,49 @@ def slow_upsample(x, size, pool=False, sigma=0.0):
 
 
 def slow_scores(model, images):
-  """The papers, in float64: maps and image scores."""
+  """Maps and image scores as the papers define them, in float64."""
   return {'PaDiM': slow_padim, 'PatchCore': slow_patchcore, 'STFPM': slow_stfpm}[model.name](
     model, images
   )
 
 
-def slow_padim(model, images):
-  (variables, projection), mean, whitening = model.fitted
+def slow_projected_embeddings(model, images):
+  """Projected embeddings of PaDiM, in float64."""
+  variables, projection = model.fitted[0]
   stages = [*slow_features(variables, images, model.config.detector.layers).values()]
   x = np.concatenate([slow_upsample(s, stages[0].shape[1:3]) for s in stages], axis=-1)
-  delta = x @ np.asarray(projection, np.float64) - np.asarray(mean, np.float64)
+  return x @ np.asarray(projection, np.float64)
+
+
+def slow_padim(model, images):
+  _, mean, whitening = model.fitted
+  delta = slow_projected_embeddings(model, images) - np.asarray(mean, np.float64)
   white = np.einsum('hwij,bhwj->bhwi', np.asarray(whitening, np.float64), delta)
   return slow_image_scores(model, np.linalg.norm(white, axis=-1))
 
 
 def slow_embeddings(variables, images, layers):
-  """PatchCore's."""
+  """Patch embeddings of PatchCore, in float64."""
   stages = slow_features(variables, images, layers)
   size = stages[layers[0]].shape[1:3]
   return np.concatenate([slow_upsample(stages[k], size, pool=True) for k in layers], axis=-1)
 
 
 def slow_distances(x, rows):
-  """Of vectors to their nearest row."""
+  """Distances of vectors to their nearest rows, in float64."""
   rows = np.asarray(rows, np.float64)
   return np.array([np.linalg.norm(v - rows, axis=1).min() for v in x.reshape(-1, x.shape[-1])])
 
 
+def bank_rows(model):
+  """Embeddings of the memory bank, in float64."""
+  index = model.fitted.memory_bank
+  return np.asarray(index.rows, np.float64) + np.asarray(index.center, np.float64)
+
+
 def slow_patchcore(model, images):
   x = slow_embeddings(model.fitted.backbone, images, model.config.detector.layers)
-  index = model.fitted.memory_bank
-  rows = np.asarray(index.rows, np.float64) + np.asarray(index.center, np.float64)
-  return slow_image_scores(model, slow_distances(x, rows).reshape(x.shape[:-1]))
+  return slow_image_scores(model, slow_distances(x, bank_rows(model)).reshape(x.shape[:-1]))
 
 
 def slow_stfpm(model, images):
@@ -303,7 +312,7 @@ def slow_stfpm(model, images):
 
 
 def slow_image_scores(model, distances):
-  """Blurred maps, and the mean of the largest share of every second row and column."""
+  """Blurred maps, and the means of their largest values in every second row and column."""
   anomaly_maps = slow_upsample(distances, (HEIGHT, WIDTH), sigma=4.0)
   values = np.sort(anomaly_maps[:, ::2, ::2].reshape(len(distances), -1), axis=1)
   share = image_score.parse(model.config.detector.image_score)
@@ -315,8 +324,8 @@ def test_features_equal_float64():
   variables, _ = weights.load('embedded', module)
   images = np.random.default_rng(0).integers(0, 256, (2, HEIGHT, WIDTH, 3), np.uint8)
   features = jax.jit(module.apply)(variables, backbones.normalize(jnp.asarray(images)))
-  for stage, want in slow_features(variables, images, module.stages).items():
-    assert relative(features[stage], want) < TOLERANCE, stage
+  for stage, expected in slow_features(variables, images, module.stages).items():
+    assert relative(features[stage], expected) < TOLERANCE, stage
 
 
 @functools.cache
@@ -325,7 +334,7 @@ def opened(workdir):
 
 
 def load(model, paths):
-  """Images at network size."""
+  """Images at network size, read from files."""
   return np.stack([model.ops.apply(inputs.read(inputs.Source(str(p), p))) for p in paths])
 
 
@@ -345,7 +354,7 @@ def learned(drawn, trained):
 
 @pytest.fixture(scope='module')
 def fitted_on_cpu(trained, device):
-  """Returns a function that opens the model that the CPU fits."""
+  """A function that opens the model that the CPU fits."""
   flags = () if device.platform == 'cpu' else ('--config.device=cpu',)
   return lambda name: opened(trained(name, *flags))
 
@@ -355,7 +364,7 @@ def scores_on(model, where, images):
 
 
 def difference(scores, expected):
-  """The largest of an image score or map, relative to the image's largest value."""
+  """The largest difference of image scores and maps, relative to the largest value per image."""
   return max(verify.relative_excess(a, b, b).max() for a, b in zip(scores, expected, strict=True))
 
 
@@ -363,12 +372,12 @@ def difference(scores, expected):
 def test_scores_equal_the_cpu_and_float64(name, trained, images, device, cpu, record_property):
   model = opened(trained(name))
   scores = scores_on(model, device, images)
-  for name, want in (
+  for reference, expected in (
     ('the CPU', scores_on(model, cpu, images)),
     ('float64', slow_scores(model, images)),
   ):
-    record_property(f'difference from {name}', f'{difference(scores, want):.1e}')
-    assert difference(scores, want) < SCORE_TOLERANCE
+    record_property(f'difference from {reference}', f'{difference(scores, expected):.1e}')
+    assert difference(scores, expected) < SCORE_TOLERANCE
 
 
 @pytest.mark.slow
@@ -400,7 +409,7 @@ def test_batched_equals_one_by_one_and_repeats_to_the_bit(name, trained, images,
 
 @pytest.mark.parametrize('name', small_runs.NAMES)
 def test_image_auroc_equals_the_comparison_of_all_pairs(name, trained):
-  """Pair by pair; half a pair where scores are equal."""
+  """AUROC is the share of ordered pairs, where equal scores count as half a pair."""
   rows = small_runs.table(trained(name) / 'scores.csv')
   good, defective = (
     np.array([float(row['score']) for row in rows if (row['defect'] == 'good') == is_good])
@@ -415,14 +424,7 @@ def test_image_auroc_equals_the_comparison_of_all_pairs(name, trained):
 
 def test_a_padim_fit_equals_the_cpu_and_float64(trained, fitted_on_cpu, images, learned, cpu):
   model = opened(trained('padim'))
-  (variables, projection), _, _ = model.fitted
-
-  def embed(images):
-    stages = [*slow_features(variables, images, model.config.detector.layers).values()]
-    x = np.concatenate([slow_upsample(s, stages[0].shape[1:3]) for s in stages], axis=-1)
-    return x @ np.asarray(projection, np.float64)
-
-  train, x = embed(learned), embed(images)
+  train, x = (slow_projected_embeddings(model, batch) for batch in (learned, images))
   distances = np.zeros(x.shape[:3])
   for i, j in np.ndindex(x.shape[1:3]):
     covariance = np.cov(train[:, i, j], rowvar=False)
@@ -432,11 +434,6 @@ def test_a_padim_fit_equals_the_cpu_and_float64(trained, fitted_on_cpu, images, 
   scores = scores_on(model, cpu, images)
   assert difference(scores, slow_image_scores(model, distances)) < FIT_TOLERANCE
   assert difference(scores, scores_on(fitted_on_cpu('padim'), cpu, images)) < FIT_TOLERANCE
-
-
-def bank_rows(model):
-  index = model.fitted.memory_bank
-  return np.asarray(index.rows, np.float64) + np.asarray(index.center, np.float64)
 
 
 def test_a_coreset_covers_as_well_as_greedy_selection_and_the_cpu(
@@ -482,15 +479,15 @@ def test_a_training_step_equals_the_cpu_with_gradients_of_xla(device, cpu, monke
 
   student, loss = steps(device)
   monkeypatch.setattr(convolution, 'conv_custom_grad', convolution.conv)
-  expected, expected_loss = steps(cpu)
+  expected_student, expected_loss = steps(cpu)
   assert loss == pytest.approx(expected_loss, rel=SCORE_TOLERANCE)
-  for actual, want in zip(jax.tree.leaves(student), jax.tree.leaves(expected), strict=True):
-    assert relative(actual, want) < FIT_TOLERANCE
+  pairs = zip(jax.tree.leaves(student), jax.tree.leaves(expected_student), strict=True)
+  assert all(relative(actual, expected) < FIT_TOLERANCE for actual, expected in pairs)
 
 
 @pytest.mark.slow
 def test_resumed_from_a_checkpoint_equals_uninterrupted(trained, drawn, tmp_path, device):
-  """To the bit on a CPU; accelerators may add gradients up in any order."""
+  """Equality is to the bit on a CPU; accelerators may sum gradients in any order."""
   flags = (small_runs.NO_EVALUATION, '--config.fit.steps=4', '--config.fit.checkpoint_every_s=0.0')
   workdir = trained('stfpm', *flags)
   copy = shutil.copytree(workdir, tmp_path / 'copy')
