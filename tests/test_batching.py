@@ -45,7 +45,7 @@ def test_each_gets_its_own_answer():
     assert max(seen) <= sizes[-1], (sizes, at_once)
 
 
-def test_what_waits_is_computed_together():
+def test_queued_images_are_computed_in_one_batch():
   begun, go = threading.Event(), threading.Event()
 
   def slow(images):
@@ -73,7 +73,7 @@ def test_what_waits_is_computed_together():
   assert seen == [1, 5]  # Whoever was given up was not computed.
 
 
-def test_who_fails_fails_those_of_its_batch_alone():
+def test_a_failed_batch_fails_only_its_own_images():
   def fails_at_7(images):
     if (images == 7).any():
       raise RuntimeError('seven')

@@ -96,7 +96,7 @@ def test_one_percent_on_average_needs_99_good_images():
   assert not from_scores(np.arange(99.0)).is_over_budget
 
 
-def test_of_99_scores_every_percent_has_its_own():
+def test_each_percent_of_99_scores_has_its_own_threshold():
   limits = [from_scores(np.arange(1.0, 100), percent / 100) for percent in range(1, 100)]
   assert [int(one.image_threshold) for one in limits] == [*range(99, 0, -1)]
   assert not any(one.is_over_budget for one in limits)
@@ -326,7 +326,7 @@ def test_a_manifest_keeps_that_thresholds_were_set_by_hand(tmp_path):
   assert str(stored) == str(limits)
 
 
-def test_it_is_told_in_sentences():
+def test_thresholds_are_described_in_sentences():
   for limits in calibrated():
     told = str(limits)
     reviewed = limits.review_threshold < limits.image_threshold
@@ -401,7 +401,7 @@ def test_a_review_threshold_above_the_image_threshold_is_refused_with_the_way_ou
       assert repaired.review_threshold == repaired.image_threshold == value
 
 
-def test_what_is_not_overridden_stays():
+def test_thresholds_that_are_not_overridden_stay():
   assert calibration.override(LIMITS) == LIMITS
   assert calibration.override(LIMITS, pixel_threshold=0.0) == LIMITS._replace(pixel_threshold=0.0)
 
@@ -442,7 +442,7 @@ def test_a_method_is_one_that_can_be_carried_out():
   assert not refused
 
 
-def test_what_says_nothing_sets_no_threshold():
+def test_too_few_or_infinite_scores_are_refused():
   one, none = np.ones(1), np.zeros(0)
   with pytest.raises(DataError, match='one good image'):
     from_scores(none)

@@ -53,7 +53,7 @@ def test_nothing_beyond_the_last_stage_has_parameters(variables):
   np.testing.assert_allclose(part['layer2'], whole['layer2'], rtol=1e-5, atol=1e-5)
 
 
-def test_it_fits_the_package(variables):
+def test_the_backbone_has_less_than_three_million_parameters(variables):
   assert sum(x.size for x in jax.tree.leaves(variables['params'])) < 3_000_000
 
 
@@ -64,7 +64,7 @@ def flops(module):
   return cost['flops']  # pyright: ignore[reportOptionalSubscript]
 
 
-def test_it_multiplies_less_than_two_thirds_of_what_resnet18_does():
+def test_the_backbone_takes_less_than_two_thirds_of_the_flops_of_resnet18():
   resnet = backbones.build('resnet18', compact.STAGES)
   assert 1.5 * flops(compact.Compact()) < flops(resnet)
 

@@ -104,7 +104,7 @@ def test_coco_problems(tmp_path):
     assert line in str(error.value), line
 
 
-def test_of_files_that_are_not_coco_five_are_named(tmp_path):
+def test_at_most_five_files_that_are_not_coco_are_named(tmp_path):
   for number in range(30):
     write(tmp_path / f'in/{number:02d}.json', labelme('a.png', []))
   with pytest.raises(DataError, match='25 more JSON files like these') as error:
@@ -185,7 +185,7 @@ def test_images_of_another_size_than_labeled_are_named_with_their_file(tmp_path)
 
 
 @pytest.mark.parametrize('folder', ['valid', 'Val', 'TEST', 'validation', 'test2017', 'val_images'])
-def test_of_one_file_images_in_folders_of_test_sets_are_held_out(tmp_path, folder):
+def test_images_of_one_file_in_folders_of_test_sets_are_held_out(tmp_path, folder):
   names = {1: 'train/a.png', 2: f'{folder}/b.png', 3: 'test bench/c.png', 4: 'contest/d.png'}
   for name in names.values():
     picture(tmp_path / 'in' / name)

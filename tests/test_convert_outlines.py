@@ -97,7 +97,7 @@ def test_shapes_on_a_part_of_the_image_equal_those_on_the_whole(points):
 
 
 @given(st.integers(-9, 9), st.integers(-9, 9))
-def test_of_a_placed_mask_the_part_in_the_image_remains(top, left):
+def test_the_part_of_a_placed_mask_inside_the_image_remains(top, left):
   mask = np.random.default_rng(0).random((4, 5)) > 0.5
   expected = np.zeros((26, 27), bool)
   expected[9 + top : 13 + top, 9 + left : 14 + left] = mask

@@ -253,7 +253,7 @@ def test_labels_that_an_image_has_twice_are_refused(tmp_path):
     convert(tmp_path / 'in', 'VOC', tmp_path / 'out')
 
 
-def test_of_several_folders_with_lists_the_user_chooses_one(tmp_path):
+def test_several_folders_with_lists_are_an_error_that_names_them(tmp_path):
   for year in ('VOC2007', 'VOC2012'):
     write(tmp_path / f'in/{year}/ImageSets/Main/train.txt', 'a\n')
   with pytest.raises(DataError, match='several VOC folders; name one of them: VOC2007, VOC2012'):

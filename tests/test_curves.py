@@ -241,7 +241,9 @@ def test_numbers_stand_beside_the_curves(tmp_path):
     ),
   ],
 )  # fmt: skip
-def test_what_is_missing_or_infinite_is_said_and_crashes_nothing(tmp_path, scores, defects, said):
+def test_missing_classes_and_infinite_scores_are_noted_in_the_figures(
+  tmp_path, scores, defects, said
+):
   data = curves_of(scores, defects)
   curves.draw(tmp_path / 'curves', data)
   assert {path.name for path in (tmp_path / 'curves').iterdir()} == NAMES

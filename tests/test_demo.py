@@ -98,7 +98,7 @@ def test_the_drawing_is_that_of_its_version():
     np.testing.assert_allclose(found, DRAWN[category], atol=4, err_msg=category)
 
 
-def test_what_there_is():
+def test_categories_and_defects_of_the_demo_dataset():
   assert sorted([*demo.TEXTURES, *demo.OBJECTS]) == list(demo.CATEGORIES)
   assert min(len(demo.TEXTURES), len(demo.OBJECTS)) >= 2
   assert demo.defect_names() == ['contamination', 'deformation', 'missing', 'scratch', 'spot']
@@ -193,7 +193,7 @@ def test_interrupted_leaves_nothing(tmp_path, monkeypatch):
   assert [path.name for path in tmp_path.iterdir()] == ['disc']
 
 
-def test_what_there_is_not_is_told(tmp_path):
+def test_unknown_categories_and_defects_are_refused(tmp_path):
   with pytest.raises(UnknownName, match=r"category 'dics'.*'disc'"):
     demo.write_dataset(tmp_path, categories=['dics'])
   with pytest.raises(UnknownName, match=r"defect 'crack'.*'scratch'"):

@@ -37,7 +37,7 @@ def answer(name, picture):
 
 
 @pytest.mark.slow
-def test_it_answers_and_is_fitted_once(cache, caplog):
+def test_the_demo_model_predicts_and_is_fitted_once(cache, caplog):
   disc = cache / f'demo-{demo.VERSION}' / demo.DEFAULT_CATEGORY / 'test'
   good = answer('', disc / 'good' / '000.png')
   (place,) = (cache / 'demo-models').iterdir()
@@ -53,7 +53,7 @@ def test_it_answers_and_is_fitted_once(cache, caplog):
   assert 'is being fitted' not in caplog.text
 
 
-def test_what_fails_is_told_and_leaves_nothing(monkeypatch, tmp_path):
+def test_a_failed_fit_is_one_error_and_leaves_nothing(monkeypatch, tmp_path):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
   empty = tmp_path / f'demo-{demo.VERSION}' / demo.DEFAULT_CATEGORY / 'train' / 'good'
   empty.mkdir(parents=True)

@@ -128,7 +128,7 @@ def state(fresh):
 
 
 @pytest.mark.slow
-def test_what_a_run_goes_on_with_is_what_was_saved(tmp_path, state, scales):
+def test_a_loaded_state_equals_the_saved_one(tmp_path, state, scales):
   recipe = student.Recipe(seed=5, learning_rate=0.1)
   for _ in range(2):  # The second takes the place of the first.
     store.save(tmp_path, state, scales, {'recipe': recipe._asdict()})
@@ -150,7 +150,7 @@ def test_statistics_become_steady_before_views_become_large():
 
 
 @pytest.mark.slow
-def test_what_is_shipped_computes_what_was_learned(tmp_path, state):
+def test_exported_weights_compute_the_features_of_the_average(tmp_path, state):
   told = store.export(tmp_path / 'compact.safetensors', state, {'seed': 0})
   assert told['bytes'] == (tmp_path / 'compact.safetensors').stat().st_size
   assert told['parameters'] < 3_000_000

@@ -129,7 +129,7 @@ def test_images_are_counted_one_by_one(cases):
     assert at['miss_rate'][defect] == sum(missed) / len(missed)
 
 
-def test_what_lacks_a_class_has_no_number(cases):
+def test_metrics_are_null_if_a_class_is_missing(cases):
   good = measured([case for case in cases if not case[0].is_anomalous])
   assert good['image_auroc'] is good['pixel_auroc'] is good['au_pro'] is None
   assert good['at_threshold']['image_recall'] is None

@@ -179,7 +179,7 @@ def test_arrays_too_large_for_one_file_lie_in_another(model_of, photos, tmp_path
   assert runtimes.open_graph(path).run(np.zeros((1, 32, 48, 3), np.uint8)).map.shape == (1, 32, 48)
 
 
-def test_what_a_format_cannot_hold_is_refused_with_its_size(model_of, tmp_path, monkeypatch):
+def test_arrays_too_large_for_a_format_are_refused_with_their_size(model_of, tmp_path, monkeypatch):
   small = exporter._FORMATS['tflite']._replace(max_array_bytes=1000)
   monkeypatch.setitem(exporter._FORMATS, 'tflite', small)
   with pytest.raises(errors.ExportError, match='GB, but tflite is limited'):
@@ -213,7 +213,7 @@ def test_a_difference_is_told_though_its_operation_cannot_be_found(model_of, tmp
   assert not [*tmp_path.iterdir()]
 
 
-def test_what_comes_after_a_pool_that_is_right_is_named(tmp_path):
+def test_the_first_mismatch_after_a_correct_pool_is_named(tmp_path):
   def call(images):
     x = nn.relu(images.astype(np.float32))
     x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding='VALID')
@@ -283,7 +283,7 @@ def test_a_label_that_flips_fails_though_scores_agree(model_of, tmp_path):
   assert not agreement.is_within_tolerance
 
 
-def test_nothing_that_is_not_a_number_agrees(model_of):
+def test_scores_that_are_nan_do_not_agree(model_of):
   model = model_of('padim')
   on = verify.select_images(model, None, None)
 
@@ -323,7 +323,7 @@ def test_settings_offer_what_the_exporter_can_write():
   assert choices['quantize'] == ('', *quantize.QUANTIZERS)
 
 
-def test_what_cannot_be_is_refused(model_of):
+def test_invalid_options_are_refused(model_of):
   for options, error, told in (
     ({'format': 'pdf'}, errors.UnknownName, 'must be one of .*onnx'),
     ({'batch': 0}, errors.ConfigError, 'must be at least 1'),

@@ -66,7 +66,7 @@ def test_an_unknown_name_lists_those_there_are(drawn, name, error, told):
 
 
 @pytest.mark.parametrize('dataset', ['', 'nowhere'])
-def test_what_is_no_folder_is_refused_and_leaves_none(dataset, tmp_path, monkeypatch):
+def test_a_dataset_that_is_no_folder_is_refused_and_leaves_no_file(dataset, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(DataError, match=f"'{dataset}' is not a folder"):
     uadjax.fit_model(dataset)
@@ -89,7 +89,7 @@ def test_refused_images_leave_nothing(content, workdir, tmp_path, monkeypatch):
   assert {path.name for path in tmp_path.iterdir()} == {'images', 'own'}
 
 
-def test_what_began_to_fit_leaves_its_log(drawn, tmp_path, monkeypatch):
+def test_a_failed_fit_leaves_its_log(drawn, tmp_path, monkeypatch):
   def fail(*args):
     raise DataError('A score is not finite.')
 
@@ -187,7 +187,7 @@ def test_a_model_is_extended_with_its_own_settings(plan, drawn, fitted):
   assert plan(folder, model, **changes)[0] == configs.replace(config, changes)
 
 
-def test_what_must_be_equal_is_spelled_as_it_was_passed(plan, drawn, fitted, capfd):
+def test_settings_that_differ_from_the_extended_model_are_refused(plan, drawn, fitted, capfd):
   model = fitted('padim')
   for key, value, want in (
     ('detector.channels', '8', '9'),
@@ -232,7 +232,7 @@ def test_a_network_that_was_trained_in_steps_is_not_extended(fitted, tmp_path, c
   assert not any(tmp_path.iterdir())
 
 
-def test_what_is_no_model_is_not_extended(plan, drawn, trained, tmp_path, capfd):
+def test_extending_a_folder_that_is_no_model_is_refused(plan, drawn, trained, tmp_path, capfd):
   run = trained('padim')
   for folder in (run, tmp_path, tmp_path / 'nowhere'):
     with pytest.raises(ModelError) as caught:
@@ -303,7 +303,7 @@ def test_configs_have_names(name):
   assert settings.load(name) == settings.load(path)
 
 
-def test_what_fails_is_told_in_the_commands_own_words(trained, drawn, tmp_path, capsys):
+def test_errors_of_a_command_name_its_own_options(trained, drawn, tmp_path, capsys):
   shutil.copytree(trained('padim'), tmp_path / 'a')
   words = ['fit', str(drawn / 'disc'), '--model', 'padim', '--workdir', str(tmp_path / 'a')]
   words += [f'--override={key}={value}' for key, value in SMALL.items()]

@@ -251,7 +251,7 @@ def no_file(path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize('kind', ['fifo', 'folder', 'sparse', '/dev/zero', '/dev/null', 'absent'])
-def test_what_is_no_file_is_refused_without_waiting(directory, opened, kind):
+def test_pipes_and_devices_in_a_model_are_refused_without_waiting(directory, opened, kind):
   outcomes = {}
 
   def open_model():

@@ -101,7 +101,7 @@ def resolved(monkeypatch) -> dict[str, str]:
   return table
 
 
-def test_what_is_sent_comes_back(serve):
+def test_a_response_is_read_in_each_transfer_encoding(serve):
   assert http.get(serve(lambda path: whole()) + '/a.png', HERE) == CONTENT
   assert http.get(serve(lambda path: whole(b'')), HERE) == b''
   until_closed = [b'HTTP/1.0 200 OK\r\n\r\n', CONTENT]

@@ -30,7 +30,7 @@ def assert_same(kept):
     np.testing.assert_array_equal(kept[name], value)
 
 
-def test_what_is_loaded_is_what_was_saved(folder):
+def test_a_loaded_state_equals_the_saved_one(folder):
   before = incremental_state.load(folder)
   assert_same(before.state_arrays)
   assert before.num_images == 3
@@ -53,7 +53,7 @@ def test_what_is_written_into_a_mapped_array_stays_in_memory(folder):
   assert_same(incremental_state.load_state_arrays(folder, memory_map=True))
 
 
-def test_what_is_loaded_does_not_need_its_files_any_more(folder):
+def test_a_loaded_state_does_not_need_its_files(folder):
   before = incremental_state.load(folder)
   for path in folder.iterdir():
     path.unlink()

@@ -78,13 +78,13 @@ def test_a_kind_that_is_missing_is_told(tmp_path, kept, said):
     taken(tmp_path)
 
 
-def test_what_is_not_there_is_told_by_its_own_key(tmp_path):
+def test_an_absent_folder_of_labeled_images_is_named_by_its_key(tmp_path):
   with pytest.raises(DataError) as caught:
     taken(tmp_path / 'nowhere')
   assert caught.value.key == 'calibrate.labeled'
 
 
-def test_what_is_learned_from_tells_nothing(tmp_path):
+def test_training_images_among_labeled_images_are_refused(tmp_path):
   inside = folder(tmp_path / 'inside')
   (tmp_path / 'link').symlink_to(inside)
   training = layouts.load(tmp_path / 'link').train[1:]
@@ -92,7 +92,7 @@ def test_what_is_learned_from_tells_nothing(tmp_path):
     taken(inside, training)
 
 
-def test_what_cannot_be_read_is_told_before_anything_is_fitted(tmp_path):
+def test_unreadable_labeled_images_are_refused_before_a_fit(tmp_path):
   mvtec(tmp_path)
   (tmp_path / 'test/cut/1.png').write_bytes(b'no image')
   with pytest.raises(DataError, match=r'Cannot read .*cut/1\.png'):
@@ -162,7 +162,7 @@ def test_without_masks_pixels_are_left_to_the_good_images(tmp_path):
   assert len(found.normal_scores) == len(found.anomalous_scores) == 3
 
 
-def test_nothing_labelled_is_nothing_scored():
+def test_without_labeled_images_there_are_no_labeled_scores():
   assert scored((), config_of(Path())) is None
 
 

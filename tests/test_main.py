@@ -401,7 +401,7 @@ DIVERGING = [(['--config.fit.learning_rate=1e9', '--config.fit.steps=9'], 'train
 
 
 @pytest.mark.parametrize('wrong', [WRONG, pytest.param(DIVERGING, marks=pytest.mark.slow)])
-def test_what_a_user_gets_wrong_is_one_message(wrong, flags, tmp_path, capfd):
+def test_errors_of_users_are_one_message(wrong, flags, tmp_path, capfd):
   """One error of each kind; test_settings.py tests all keys."""
   for number, (words, message) in enumerate(wrong):
     workdir = tmp_path / str(number)

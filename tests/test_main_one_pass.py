@@ -167,7 +167,7 @@ OTHER_KINDS = {
 
 
 @pytest.mark.parametrize('name', ['padim', pytest.param('patchcore', marks=pytest.mark.slow)])
-def test_what_extends_must_be_of_the_same_kind(name, early, halves, tmp_path, capfd):
+def test_extending_with_differing_settings_is_refused(name, early, halves, tmp_path, capfd):
   for number, (word, key, values) in enumerate(OTHER_KINDS[name]):
     more = (f'--config.fit.extend={early(name) / "model"}', f'--config.{word}')
     workdir = tmp_path / str(number)
@@ -186,7 +186,7 @@ def test_a_detector_is_not_extended_by_another(early, halves, tmp_path):
   assert "detector.name is 'patchcore'" in result(tmp_path)['err_msg']
 
 
-def test_what_was_learned_must_be_there_to_be_extended(early, halves, tmp_path, capfd):
+def test_extending_a_model_without_its_state_is_refused(early, halves, tmp_path, capfd):
   """Refused before images are checked and the work directory is made."""
   shutil.copytree(early('padim') / 'model', tmp_path / 'model')
   more = (f'--config.fit.extend={tmp_path / "model"}', f'--workdir={tmp_path / "out"}')

@@ -46,7 +46,7 @@ def directory(tmp_path, config, fitted):
   return tmp_path / 'model'
 
 
-def test_what_is_loaded_is_what_was_saved(directory, config, fitted):
+def test_a_loaded_model_equals_the_saved_one(directory, config, fitted):
   model = model_dir.load(directory)
   assert model.name == 'STFPM'
   assert model.thresholds == LIMITS
@@ -139,7 +139,7 @@ def test_an_old_model_is_replaced_whole(directory, config, fitted):
   assert [p.name for p in directory.parent.iterdir()] == ['model']
 
 
-def test_what_fails_halfway_leaves_the_old_model(directory, config, fitted, monkeypatch):
+def test_a_failed_save_leaves_the_old_model(directory, config, fitted, monkeypatch):
   def full(*args, **kwargs):
     raise OSError('No space left on device')
 

@@ -84,7 +84,7 @@ def test_blocked_equals_whole(budget, k):
 
 
 @pytest.mark.parametrize('budget', [2000, 2**22])
-def test_of_equal_rows_the_first_is_found(budget):
+def test_the_first_of_equal_rows_is_the_nearest(budget):
   bank = normal(900, 33)
   bank[[17, 403, 898]] = bank[450]
   got = search(bank[[450]], bank, 6, max_elements=budget)
@@ -93,7 +93,7 @@ def test_of_equal_rows_the_first_is_found(budget):
   assert got.distance[0, 4] > 0
 
 
-def test_of_more_equal_rows_than_candidates_the_first_is_found():
+def test_the_first_of_more_equal_rows_than_candidates_is_the_nearest():
   """Also where a chunk that comes later has the nearest row, and as many equal ones."""
   bank = np.full((900, 1), 5, np.float32)
   bank[300] = 0

@@ -84,7 +84,7 @@ def test_the_device_of_the_file_holds_unless_another_is_named(directory, tmp_pat
   assert [one.id for one in uadjax.create_pipeline(path, device='cpu:2').model.devices] == [2]
 
 
-def test_what_is_written_can_be_read_and_is_not_written_over(tmp_path):
+def test_written_settings_can_be_read_and_are_not_overwritten(tmp_path):
   path = pipelines.write_settings(tmp_path / 'new')
   assert path.name == 'anomaly_detection.yaml'
   assert pipelines.read_settings(path) == pipelines.PipelineSettings()

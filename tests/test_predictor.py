@@ -259,7 +259,7 @@ class Stub:
 
 
 @pytest.mark.parametrize('rows', [1, 7])
-def test_what_is_on_its_way_is_bounded_and_in_order(rows):
+def test_images_in_progress_are_bounded_and_in_order(rows):
   stub = Stub()
   for number, one in enumerate(stub.predictor.predict(stub.images(400), rows)):
     stub.yielded += 1
@@ -283,7 +283,7 @@ def test_a_result_comes_before_the_next_image_does():
   assert list(results) == []
 
 
-def test_what_the_input_raises_is_raised():
+def test_exceptions_of_the_input_are_raised():
   def broken():
     yield np.zeros((5, 5, 3), np.uint8)
     raise ZeroDivisionError('of the camera')
@@ -307,7 +307,7 @@ def test_leaving_early_leaves_no_thread_behind():
     pytest.fail(f'{threading.enumerate()}')
 
 
-def test_what_is_saved_is_what_was_yielded(model, folder, paths, tmp_path):
+def test_saved_results_equal_the_yielded_ones(model, folder, paths, tmp_path):
   results = list(predictor.save_results(model.predict(folder, 2), tmp_path))
   assert [one.input_path for one in results] == [str(path) for path in paths]
   for path, one in zip(paths, results, strict=True):

@@ -41,7 +41,7 @@ def unread():
   )
 
 
-def test_it_is_a_mapping_of_its_attributes():
+def test_a_result_is_a_mapping_of_its_attributes():
   one = verdict()
   assert isinstance(one, Mapping)
   assert list(one) == [
@@ -229,7 +229,7 @@ SAVED = {
 
 
 @pytest.mark.parametrize('name', SAVED)
-def test_what_cannot_be_saved_is_an_error_that_names_the_path(name, tmp_path):
+def test_a_result_that_cannot_be_saved_is_an_error_with_the_path(name, tmp_path):
   file = tmp_path / 'file'
   file.write_bytes(b'no folder')
   too_long = [tmp_path / ('long' * 99)] if name != 'write_report' else []
@@ -267,7 +267,7 @@ def test_a_picture_that_is_too_long_for_its_format_is_a_png(tmp_path):
     assert one.save_to_img(tmp_path / 'mine.webp') == tmp_path / 'mine.png'
 
 
-def test_what_could_not_be_read_says_why(unread, tmp_path, capsys):
+def test_a_result_of_an_unreadable_image_has_the_reason(unread, tmp_path, capsys):
   assert dict(unread) == {'input_path': 'b.png', 'error': 'Cannot read b.png: it is empty.'}
   assert unread.img == {}
   assert np.isnan(unread.score)

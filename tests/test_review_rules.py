@@ -36,7 +36,7 @@ values = st.floats(-8, 8, width=32)
   st.booleans(),
   st.booleans(),
 )
-def test_what_is_not_ok_always_says_where_to_look(map, score, band, pixel, has_warning, is_ng):
+def test_each_result_that_is_not_ok_has_a_region(map, score, band, pixel, has_warning, is_ng):
   image_threshold = score - 0.5 if is_ng else score + abs(band)
   limits = thresholds(image_threshold, score if has_warning else score - abs(band) - 0.5, pixel)
   limits = limits._replace(review_threshold=min(limits.review_threshold, image_threshold))

@@ -155,7 +155,7 @@ def test_thresholds_of_ones_own_are_kept(directory, graph):
   assert fast.model.thresholds.image_threshold == 0.5
 
 
-def test_what_cannot_be_is_refused(directory, graph, tmp_path, monkeypatch):
+def test_unknown_runtimes_and_damaged_graphs_are_refused(directory, graph, tmp_path, monkeypatch):
   with pytest.raises(UnknownName, match='choose from'):
     runtimes.open_graph(graph, 'torch')
   with pytest.raises(UnknownName, match='choose from'):

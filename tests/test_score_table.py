@@ -224,7 +224,7 @@ def test_damaged_parts_are_named(model, listed, tmp_path):
     score_table.score_images(model, listed, table, 2, no_progress)
 
 
-def test_what_cannot_be_read_at_all_leaves_nothing(model, tmp_path):
+def test_an_absent_input_leaves_no_table(model, tmp_path):
   with pytest.raises(DataError, match='nowhere'):
     score_table.score_images(
       model,

@@ -137,12 +137,12 @@ def test_every_text_is_checked():
 
 @pytest.mark.parametrize('name', small_runs.NAMES)
 @pytest.mark.parametrize('mode', settings.MODES)
-def test_what_is_right_may_start(name, mode, load, tmp_path):
+def test_valid_settings_pass_and_create_no_file(name, mode, load, tmp_path):
   validation.validate(load(name, mode=mode), tmp_path / 'run')
   assert not [*tmp_path.iterdir()]
 
 
-def test_what_is_wrong_is_refused_in_time(load, tmp_path, monkeypatch):
+def test_invalid_settings_are_refused_with_their_key(load, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   cases = [
     ('stfpm' if key == 'fit.resume' else 'padim', key, mode, {key: value, **others})

@@ -180,7 +180,7 @@ def test_every_marked_pixel_remains_in_a_reduced_mask(mask, random):
   np.testing.assert_array_equal(sheet._reduce_mask(mask, (height, width), rows), expected[rows])
 
 
-def test_what_a_tile_shows_is_drawn_over_it():
+def test_a_tile_shows_its_map_and_the_outline_of_its_mask():
   image, mask = photo(60, 60), np.zeros((60, 60), bool)
   mask[20:40, 20:40] = True
   values = np.where(mask, np.float32(30), np.float32(0))

@@ -52,7 +52,7 @@ def test_a_signal_that_comes_while_an_object_ends_is_heard(number):
   assert sys.unraisablehook is hook
 
 
-def test_what_else_is_swallowed_is_told_as_ever(monkeypatch):
+def test_other_unraisable_exceptions_reach_the_usual_hook(monkeypatch):
   told = []
   monkeypatch.setattr(sys, 'unraisablehook', told.append)
 

@@ -161,7 +161,7 @@ def test_a_table_fits_80_columns_and_marks_the_thresholds_of_the_model():
 # What is written.
 
 
-def test_what_is_written_is_the_row_of_the_table(directory, uadjax):
+def test_written_thresholds_equal_the_row_of_the_table(directory, uadjax):
   # The table does not depend on what was written before.
   uadjax(directory, '--budget', 0.02, '--review-budget', 0.4, '--method', 'confident')
   for row in json.loads(uadjax(directory, '--json')[1])['trade_off']:
@@ -413,7 +413,7 @@ def test_a_model_that_is_replaced_meanwhile_stays_as_it_is(directory, uadjax, mo
   assert {k: v for k, v in small_runs.contents(directory).items() if k in before} == before
 
 
-def test_what_is_no_model_is_told_and_gets_no_file(tmp_path, uadjax):
+def test_a_folder_that_is_no_model_is_refused_and_gets_no_file(tmp_path, uadjax):
   for folder in (tmp_path / 'here', tmp_path / 'nowhere'):
     status, _, err = uadjax(folder, '--budget', 0.3)
     assert status == 1

@@ -56,7 +56,7 @@ def predictions(workdir, drawn, device):
   return list(model.predict(sorted((drawn / 'disc' / 'test').rglob('*.png')), 4))
 
 
-def test_it_is_fitted_saved_and_evaluated(workdir):
+def test_the_detector_is_fitted_saved_and_evaluated(workdir):
   result = small_runs.result(workdir)
   assert result['done_flag']
   assert result['summary'] == {'images': small_runs.TRAIN}
@@ -105,7 +105,7 @@ def test_two_devices_learn_and_say_the_same(workdir, run, tmp_path, drawn):
 
 
 @pytest.mark.slow
-def test_it_learns_from_more_images(workdir, run, tmp_path):
+def test_the_detector_learns_from_more_images(workdir, run, tmp_path):
   more = run(tmp_path / 'more', f'--config.fit.extend={workdir / "model"}')
   drift, n = small_runs.result(more)['drift'], small_runs.TRAIN
   assert (drift['images_before'], drift['images_after']) == (n, 2 * n)

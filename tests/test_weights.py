@@ -314,7 +314,7 @@ def test_another_network_is_refused(tmp_path):
     refused(place(tmp_path, npz(tensors)), match)
 
 
-def test_what_holds_no_weights_is_refused(tmp_path):
+def test_files_without_weights_are_refused(tmp_path):
   for data in (
     b'',
     b'<html>Moved</html>',
@@ -681,7 +681,7 @@ def test_auto_is_embedded_elsewhere_and_says_why(offline):
 @pytest.mark.parametrize(
   ('name', 'stages'), [('resnet50', ('layer2',)), ('resnet18', ('layer3', 'layer4'))]
 )
-def test_nothing_imitates_other_networks(offline, name, stages):
+def test_the_embedded_backbone_replaces_no_other_network(offline, name, stages):
   with pytest.raises(WeightsError, match='Could not download'):
     pretrained_weights.choose(name, 'auto', stages)
   with pytest.raises(
@@ -690,7 +690,7 @@ def test_nothing_imitates_other_networks(offline, name, stages):
     pretrained_weights.choose(name, 'embedded', stages)
 
 
-def test_what_is_named_is_chosen():
+def test_the_named_weights_are_chosen():
   for weights in ('random', 'imagenet', 'some/file.pth'):
     assert pretrained_weights.choose('resnet50', weights, ('layer1',)) == ('resnet50', weights, '')
 
