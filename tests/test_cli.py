@@ -69,13 +69,13 @@ def images(drawn, tmp_path_factory):
 
 @pytest.fixture
 def uadjax(capfd):
-  """Carry out a command; gives its status, stdout and stderr."""
+  """A function that runs a command and returns its status, stdout and stderr."""
 
   def command(*words):
     status = cli.main([str(word) for word in words])
-    said = capfd.readouterr()
-    assert 'Traceback' not in said.err, said.err
-    return status, said.out, said.err
+    output = capfd.readouterr()
+    assert 'Traceback' not in output.err, output.err
+    return status, output.out, output.err
 
   return command
 
@@ -87,19 +87,19 @@ def objects(out):
 def test_each_result_is_one_line_of_json(model, images, uadjax):
   status, out, _ = uadjax('predict', model, images, '--json', '--no-save')
   opened = pipelines.create_pipeline(overrides={'model_dir': str(model)})
-  want = [result.to_json('none') for result in opened.predict(images)]
+  expected = [result.to_json('none') for result in opened.predict(images)]
   assert status == 0
-  assert len(want) == 5
-  assert objects(out) == json.loads(json.dumps(want))
+  assert len(expected) == 5
+  assert objects(out) == json.loads(json.dumps(expected))
 
 
 def test_the_spelling_of_paddlex_does_the_same(model, images, uadjax):
-  same = ('--json', '--no-save', '--batch_size', 2)
-  want = uadjax('predict', model, images, *same)[:2]
-  assert want[0] == 0
+  options_of_both = ('--json', '--no-save', '--batch_size', 2)
+  expected = uadjax('predict', model, images, *options_of_both)[:2]
+  assert expected[0] == 0
   for first in (('--model_dir', model), ('--pipeline', 'anomaly_detection', '--model-dir', model)):
-    words = (*first, '--input', images, '--model', 'padim', *same)
-    assert uadjax(*words)[:2] == want, first
+    words = (*first, '--input', images, '--model', 'padim', *options_of_both)
+    assert uadjax(*words)[:2] == expected, first
 
 
 def test_people_see_a_line_for_each_image_and_a_sum(model, images, uadjax, tmp_path):
@@ -107,20 +107,20 @@ def test_people_see_a_line_for_each_image_and_a_sum(model, images, uadjax, tmp_p
   broken = tmp_path / 'in' / 'good' / 'broken.png'
   broken.write_bytes(b'no image')
   status, out, err = uadjax('predict', model, tmp_path / 'in', '--save-path', tmp_path / 'out')
-  told = objects(uadjax('predict', model, tmp_path / 'in', '--json', '--no-save')[1])
+  results = objects(uadjax('predict', model, tmp_path / 'in', '--json', '--no-save')[1])
   assert status == 1
   assert '1 of 6 images could not be read' in err
   lines = out.splitlines()
-  for line, one in zip(lines, told, strict=False):
-    assert (one.get('error') or f'{one["score"]:.4g}  {one["input_path"]}') in line
-    assert line.split()[1] == one.get('label', 'unreadable')
-  counts = collections.Counter(one.get('label', 'unreadable') for one in told)
-  judged = [one for one in told if one.get('label') in ('NG', 'review')]
-  worst = sorted(judged, key=lambda one: -one['score'])[:5]
+  for line, result in zip(lines, results, strict=False):
+    assert (result.get('error') or f'{result["score"]:.4g}  {result["input_path"]}') in line
+    assert line.split()[1] == result.get('label', 'unreadable')
+  counts = collections.Counter(result.get('label', 'unreadable') for result in results)
+  judged = [result for result in results if result.get('label') in ('NG', 'review')]
+  worst = sorted(judged, key=lambda result: -result['score'])[:5]
   assert worst
   heading = f'Worst first, {len(worst)} of {len(judged)} images that are not OK:'
-  for line, one in zip(lines[lines.index(heading) + 1 :], worst, strict=False):
-    assert one['input_path'] in line
+  for line, result in zip(lines[lines.index(heading) + 1 :], worst, strict=False):
+    assert result['input_path'] in line
   summed = '\n'.join(lines[6:])
   for label, count in counts.items():
     assert re.search(rf'{label} +{count} +{count / 6:.1%}', summed)
@@ -133,15 +133,15 @@ def test_people_see_a_line_for_each_image_and_a_sum(model, images, uadjax, tmp_p
 
 def test_options_select_which_results_are_saved(model, images, uadjax, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  one = images / 'good' / '000.png'
-  assert uadjax('predict', model, one, '--no-save')[0] == 0
+  image = images / 'good' / '000.png'
+  assert uadjax('predict', model, image, '--no-save')[0] == 0
   assert list(tmp_path.iterdir()) == []
-  assert uadjax('predict', model, one, '--no-pictures')[0] == 0
+  assert uadjax('predict', model, image, '--no-pictures')[0] == 0
   assert [path.name for path in (tmp_path / 'output').iterdir()] == ['000_res.json']
 
 
 def test_a_defect_is_a_failure_only_where_asked(model, images, uadjax):
-  for words, want in (
+  for words, expected_status in (
     (('--image-threshold', 0), 0),
     (('--image-threshold', 0, '--fail-on', 'ng'), 3),
     (('--image-threshold', 0, '--fail-on', 'review'), 3),
@@ -149,12 +149,13 @@ def test_a_defect_is_a_failure_only_where_asked(model, images, uadjax):
     (('--image-threshold', 1e9, '--review-threshold', 0, '--fail-on', 'ng'), 0),
     (('--image-threshold', 1e9, '--review-threshold', 0, '--fail-on', 'review'), 3),
   ):
-    assert uadjax('predict', model, images / 'good', '--no-save', *words)[0] == want, words
+    status, *_ = uadjax('predict', model, images / 'good', '--no-save', *words)
+    assert status == expected_status, words
 
 
 def test_thresholds_and_masks(model, images, uadjax):
-  one = images / 'good' / '000.png'
-  words = ('predict', model, one, '--no-save', '--json', '--pixel-threshold', 0)
+  image = images / 'good' / '000.png'
+  words = ('predict', model, image, '--no-save', '--json', '--pixel-threshold', 0)
   (bare,), (nested,), (rle,) = (
     objects(uadjax(*words, *more)[1]) for more in ((), ('--masks', 'nested'), ('--masks', 'rle'))
   )
@@ -173,7 +174,7 @@ def test_strict_stops_at_what_cannot_be_read(model, images, uadjax, tmp_path):
   status, out, _ = uadjax(*words, '--strict')
   assert status == 1
   assert objects(out)[-1]['type'] == 'DataError'
-  assert not any('score' in one for one in objects(out))
+  assert not any('score' in result for result in objects(out))
 
 
 def test_settings_are_written_read_and_overridden(model, images, uadjax, tmp_path):
@@ -185,11 +186,11 @@ def test_settings_are_written_read_and_overridden(model, images, uadjax, tmp_pat
   settings['SubModules']['AnomalyDetection'] |= {'model_dir': str(model), 'image_threshold': 5.0}
   path.write_text(yaml.safe_dump(settings))
   words = ('--pipeline', path, '--input', images / 'good', '--no-save', '--json')
-  assert {one['image_threshold'] for one in objects(uadjax(*words)[1])} == {5.0}
-  told = objects(uadjax(*words, '--override', 'image_threshold=6')[1])
-  assert {one['image_threshold'] for one in told} == {6.0}
-  told = objects(uadjax(*words, '--override', 'image_threshold=6', '--image-threshold', 7)[1])
-  assert {one['image_threshold'] for one in told} == {7.0}
+  assert {result['image_threshold'] for result in objects(uadjax(*words)[1])} == {5.0}
+  results = objects(uadjax(*words, '--override', 'image_threshold=6')[1])
+  assert {result['image_threshold'] for result in results} == {6.0}
+  results = objects(uadjax(*words, '--override', 'image_threshold=6', '--image-threshold', 7)[1])
+  assert {result['image_threshold'] for result in results} == {7.0}
 
 
 # Wrong commands, in which M is a model, I a folder of images and D one with the category disc; and
@@ -265,30 +266,30 @@ UNUSABLE = [
 
 
 def test_wrong_commands_have_status_2_and_leave_nothing(model, images, drawn, uadjax, tmp_path):
-  own = {'M': model, 'I': images, 'D': drawn}
-  for given, said in MISSPELLED:
-    words = [own.get(word, word) for word in given]
+  path_by_letter = {'M': model, 'I': images, 'D': drawn}
+  for template, message in MISSPELLED:
+    words = [path_by_letter.get(word, word) for word in template]
     status, out, err = uadjax(*words)
-    assert status == 2, given
-    assert said in out + err, given
+    assert status == 2, template
+    assert message in out + err, template
     if '--masks=rle' in words:
       continue  # With --json it is right.
     status, out, err = uadjax(*words, '--json')
-    assert status == 2, given
-    assert {'error', 'type'} <= set(objects(out)[0]), given
-    assert 'Error' not in err, given
+    assert status == 2, template
+    assert {'error', 'type'} <= set(objects(out)[0]), template
+    assert 'Error' not in err, template
   assert not [*tmp_path.iterdir()]
 
 
 def test_unusable_inputs_have_status_1_and_leave_nothing(model, images, uadjax, tmp_path):
-  own = {'M': str(model), 'I': str(images), 'G': str(images / 'good'), 'N': 'nowhere'}
-  for given in UNUSABLE:
-    words = [re.sub(r'^[MIGN]$|(?<==)N$', lambda m: own[m[0]], word) for word in given]
+  path_by_letter = {'M': str(model), 'I': str(images), 'G': str(images / 'good'), 'N': 'nowhere'}
+  for template in UNUSABLE:
+    words = [re.sub(r'^[MIGN]$|(?<==)N$', lambda m: path_by_letter[m[0]], x) for x in template]
     status, out, err = uadjax(*words)
-    assert status == 1, (given, err)
-    assert ('nowhere' if 'nowhere' in ' '.join(words) else own['G']) in err, given
-    assert err.count('Error: ') == 1, given
-    assert out == '', given
+    assert status == 1, (template, err)
+    assert ('nowhere' if 'nowhere' in ' '.join(words) else path_by_letter['G']) in err, template
+    assert err.count('Error: ') == 1, template
+    assert out == '', template
   assert not [*tmp_path.iterdir()]
 
 
@@ -306,9 +307,9 @@ def test_absent_paths_have_status_1_and_are_printed_in_one_line(
   assert str(path) in err
   status, out, err = uadjax('predict', *words, '--json')
   assert (status, err) == (1, '')
-  (told,) = objects(out)
-  assert str(path) in told['error']
-  assert told['type'] in ('ModelError', 'DataError')
+  (problem,) = objects(out)
+  assert str(path) in problem['error']
+  assert problem['type'] in ('ModelError', 'DataError')
 
 
 def test_without_a_model_the_demo_model_is_used(model, images, uadjax, monkeypatch):
@@ -340,9 +341,9 @@ def test_an_unexpected_exception_is_reported_as_an_internal_error(
 
   monkeypatch.setattr(pipelines, 'create_pipeline', fail)
   assert cli.main(['predict', str(model), str(images), '--json']) == 1
-  said = capfd.readouterr()
-  assert objects(said.out) == [{'error': 'out of memory', 'type': 'RuntimeError'}]
-  assert 'Internal error' in said.err
+  output = capfd.readouterr()
+  assert objects(output.out) == [{'error': 'out of memory', 'type': 'RuntimeError'}]
+  assert 'Internal error' in output.err
 
 
 def test_a_dataset_is_checked(drawn, uadjax, tmp_path):
@@ -350,9 +351,9 @@ def test_a_dataset_is_checked(drawn, uadjax, tmp_path):
   assert status == 0
   assert 'Check dataset passed !' in out
   assert '12 training images' in out
-  left = json.loads((tmp_path / 'out' / 'check_dataset_result.json').read_text())
-  assert left['check_pass'] is True
-  assert (tmp_path / 'out' / left['analysis']['histogram']).is_file()
+  report = json.loads((tmp_path / 'out' / 'check_dataset_result.json').read_text())
+  assert report['check_pass'] is True
+  assert (tmp_path / 'out' / report['analysis']['histogram']).is_file()
 
   for name in ('one', 'two'):
     shutil.copytree(drawn / 'disc', tmp_path / 'data' / name)
@@ -365,9 +366,9 @@ def test_a_dataset_is_checked(drawn, uadjax, tmp_path):
   assert any(str(broken) in line for line in out.splitlines())
   status, out, _ = uadjax(*words, '--json')
   assert status == 1
-  one, two = objects(out)
-  assert (one['check_pass'], two['check_pass']) == (True, False)
-  assert [problem['path'] for problem in two['problems']] == [str(broken)]
+  first_report, second_report = objects(out)
+  assert (first_report['check_pass'], second_report['check_pass']) == (True, False)
+  assert [problem['path'] for problem in second_report['problems']] == [str(broken)]
   (tmp_path / 'data' / 'notes.md').write_text('by hand')
   assert 'notes.md' in uadjax(*words)[1]
   *_, outside = objects(uadjax(*words, '--json')[1])
@@ -403,7 +404,9 @@ def test_weights_are_listed_and_downloaded(uadjax, tmp_path, monkeypatch):
   monkeypatch.setattr(download, 'fetch', fetch)
   status, out, _ = uadjax('weights', '--json')
   assert status == 0
-  assert {one['name']: one['cached'] for one in objects(out)} == dict.fromkeys(weights.FILES, False)
+  assert {entry['name']: entry['cached'] for entry in objects(out)} == dict.fromkeys(
+    weights.FILES, False
+  )
   assert fetched == []
   for _ in range(2):
     status, out, _ = uadjax('weights', 'resnet18')
@@ -412,8 +415,8 @@ def test_weights_are_listed_and_downloaded(uadjax, tmp_path, monkeypatch):
   assert fetched == [f'{weights.TORCHVISION}/resnet18-{digest[:8]}.pth']
   path = files.cache_dir() / 'weights' / f'resnet18-{digest[:8]}.pth'
   path.write_bytes(b'damaged')
-  (told,) = (one for one in objects(uadjax('weights', '--json')[1]) if one['cached'])
-  assert (told['path'], told['intact']) == (str(path), False)
+  (entry,) = (entry for entry in objects(uadjax('weights', '--json')[1]) if entry['cached'])
+  assert (entry['path'], entry['intact']) == (str(path), False)
 
 
 def test_a_report_is_written(model, drawn, uadjax, tmp_path, monkeypatch):
@@ -427,12 +430,12 @@ def test_a_report_is_written(model, drawn, uadjax, tmp_path, monkeypatch):
   assert places == sorted(places)
   assert out.endswith(f'Report: {page}\n')
   assert '<html' in page.read_text()
-  told = json.loads(page.with_suffix('.json').read_text())
+  report = json.loads(page.with_suffix('.json').read_text())
   _, out, err = uadjax(*words, '--json', '--device=cpu')
   assert f'Replaced the existing {page} and r.json.' in err
-  (found,) = objects(out)
-  assert found['image_auroc'] == told['metrics']['image_auroc']
-  assert found['warnings'] == told['warnings'] == []
+  (printed_metrics,) = objects(out)
+  assert printed_metrics['image_auroc'] == report['metrics']['image_auroc']
+  assert printed_metrics['warnings'] == report['warnings'] == []
 
 
 @pytest.mark.parametrize('columns', [60, 80])
@@ -455,16 +458,19 @@ def test_every_setting_is_listed(uadjax):
   status, out, _ = uadjax('config', '--json')
   listed = objects(out)
   assert status == 0
-  assert {one['key'] for one in listed} == {
+  assert {setting['key'] for setting in listed} == {
     key for name in detectors.TITLES for key in configs.describe(settings.load(name.lower()))
   }
-  assert all(one['help'].endswith('.') and one['type'] for one in listed)
-  (one,) = objects(uadjax('config', 'fit.batch_size', '--json')[1])
-  assert (one['minimum'], one['default']) == (1, {'padim': 32, 'patchcore': 16, 'stfpm': 32})
+  assert all(setting['help'].endswith('.') and setting['type'] for setting in listed)
+  (setting,) = objects(uadjax('config', 'fit.batch_size', '--json')[1])
+  assert (setting['minimum'], setting['default']) == (
+    1,
+    {'padim': 32, 'patchcore': 16, 'stfpm': 32},
+  )
   status, out, _ = uadjax('config', 'calibrate')
   assert status == 0
   keys = [line.split()[0] for line in out.splitlines() if ' = ' in line]
-  assert keys == [one['key'] for one in listed if one['key'].startswith('calibrate.')]
+  assert keys == [setting['key'] for setting in listed if setting['key'].startswith('calibrate.')]
 
 
 # Arguments that each command needs at least.
@@ -616,8 +622,10 @@ except SystemExit:
   pass
 print(sorted({'jax', 'numpy', 'tensorflow'} & sys.modules.keys()))
 """
-  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-  lines = done.stdout.splitlines()
+  completed = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  lines = completed.stdout.splitlines()
   assert lines[0].startswith('uadjax ')
   assert '0 0' in lines
   assert [line for line in lines if line.startswith('gpu')] == ['gpu', 'gpu:0', 'gpu:0,1']
@@ -628,9 +636,9 @@ def test_a_reader_that_leaves_is_no_failure(model, images):
   with process('predict', model, *[images] * 20, '--json', '--no-save') as reading:
     assert json.loads(reading.stdout.readline())['label']
     reading.stdout.close()
-    said = reading.stderr.read()
+    stderr = reading.stderr.read()
   assert reading.returncode == 128 + signal.SIGPIPE
-  assert said == ''
+  assert stderr == ''
 
 
 @pytest.mark.parametrize('words', [('--help',), ('config', 'seed'), ('predict', '--json')])
@@ -639,9 +647,9 @@ def test_a_full_disk_behind_stdout_is_one_message(words, model, images):
     pytest.skip('needs /dev/full')
   words = ('predict', model, images, '--no-save', '--json') if 'predict' in words else words
   with Path('/dev/full').open('w') as full, process(*words, stdout=full) as stopped:
-    said = stopped.stderr.read()
+    stderr = stopped.stderr.read()
   assert stopped.returncode == 1
-  assert said == 'Error: standard output: No space left on device\n'
+  assert stderr == 'Error: standard output: No space left on device\n'
 
 
 @pytest.fixture(scope='module')
@@ -662,12 +670,13 @@ def test_an_interrupted_command_leaves_complete_files(model, many, tmp_path, num
     out, err = stopped.stdout.read(), stopped.stderr.read()
   assert stopped.returncode == 128 + number
   assert 'Traceback' not in err
-  (told,) = map(int, re.findall(rf'{number.name}\. The first (\d+) of 300 images', err))
+  (num_reported,) = map(int, re.findall(rf'{number.name}\. The first (\d+) of 300 images', err))
   lines = [line for line in (first + out).splitlines() if '.png' in line]
-  assert told - 1 <= len(lines) <= told < 300  # The last may have been counted, not yet told.
+  # The last may be counted, but not yet printed.
+  assert num_reported - 1 <= len(lines) <= num_reported < 300
   saved = sorted(path.name for path in tmp_path.iterdir())
   assert not [name for name in saved if name.startswith('.')]
-  for image in range(told):
+  for image in range(num_reported):
     assert f'{image:03d}_res.png' in saved
   for path in tmp_path.glob('*.json'):
     assert json.loads(path.read_text())['label']
@@ -680,18 +689,18 @@ def test_progress_bars_are_drawn_on_terminals_only(model, images, terminal):
   ours, theirs = pty.openpty()
   words = ('predict', model, *[images] * 4, '--json', '--no-save')
   environment = {'TERM': terminal, 'NO_COLOR': '1'}
-  with process(*words, stderr=theirs, env=environment) as shown:
+  with process(*words, stderr=theirs, env=environment) as command:
     os.close(theirs)
-    out = shown.stdout.read()
-    said = b''
+    out = command.stdout.read()
+    terminal_output = b''
     try:
       while piece := os.read(ours, 4096):
-        said += piece
+        terminal_output += piece
     except OSError:  # How Linux says that the other end was closed.
       pass
   os.close(ours)
-  assert shown.returncode == 0
+  assert command.returncode == 0
   assert len(objects(out)) == 20
-  assert ('20/20' in said.decode()) == (terminal != 'dumb')
-  assert b'\x1b[3' not in said  # No color.
-  assert terminal != 'dumb' or b'\x1b' not in said
+  assert ('20/20' in terminal_output.decode()) == (terminal != 'dumb')
+  assert b'\x1b[3' not in terminal_output  # No color.
+  assert terminal != 'dumb' or b'\x1b' not in terminal_output
