@@ -325,7 +325,7 @@ def test_unknown_options_are_refused(ask, photos):
     assert message in response.json()['errorMsg']
 
 
-def test_an_empty_token_is_refused(monkeypatch):
+def test_a_secret_that_was_forgotten_does_not_open_the_service(monkeypatch):
   with pytest.raises(ConfigError, match='is empty'):
     serve.resolve_token('')
   monkeypatch.setenv('UADJAX_TOKEN', '')

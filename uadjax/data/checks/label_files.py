@@ -16,7 +16,7 @@ CONVERTIBLE = ('LabelMe', 'COCO', 'VOC')  # Tools whose labels `check.convert` c
 LIST = 'list of images that the layout does not read'
 TABLE = 'a table'
 MASK = 'mask that lies outside of the folder'
-_CLASSIFICATION_TOOLS = (TABLE, 'Hugging Face', 'WebDataset')  # Their labels are of whole images.
+_OF_IMAGES = (TABLE, 'Hugging Face', 'WebDataset')  # Their labels are about whole images.
 
 # With more files of a suffix in a folder, three are opened, and all count as files of one tool.
 _MAX_OPENED_FILES = 8
@@ -86,7 +86,7 @@ def way_out(tool: str) -> str:
   if tool in CONVERTIBLE:
     settings = f'check.convert.enable=true, check.convert.src_dataset_type={tool}'
     return f'To convert them, use mode check_dataset with {settings}.'
-  if tool in _CLASSIFICATION_TOOLS:
+  if tool in _OF_IMAGES:
     return 'Move the images that they call defective to a folder that is named after the defect.'
   return 'Export them from that tool as COCO or VOC; mode check_dataset converts those.'
 
