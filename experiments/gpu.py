@@ -7,13 +7,13 @@ It needs a clone, `pip install '.[all]'` and JAX for the device. Steps, in order
 
 - devices, driver, versions;
 - fit and evaluate PatchCore at 1 %, PaDiM, STFPM and PatchCore at 10 %, each in its own process;
-- after each fit: time batches of 1, 8 and 32 images, and compare scores with those of the CPU;
+- after each fit: time batches of 1, 8 and 32 images, and compare scores with the CPU;
 - after the first fit: `pytest -m accelerator`, the laws that hold on every device.
 
---out/results.json is rewritten after every step. Steps for which no time is left are noted there.
-The same command again repeats only steps that did not succeed. Where --root is absent, it fits the
-drawn demo dataset, and where --weights is absent, it uses the embedded backbone; the output says
-so. On a CPU the default is --size=small, which tests the script and measures nothing.
+--out/results.json is rewritten after every step. Steps for which no time is left are listed there.
+The same command again repeats only the steps that did not succeed. Where --root is absent, it fits
+the drawn demo dataset, and where --weights is absent, it uses the embedded backbone; the output
+says so. On a CPU the default is --size=small, which tests the script and measures nothing.
 """
 
 import argparse
@@ -54,7 +54,7 @@ _EMBEDDED = 'embedded'  # Value of backbone.weights.
 _BATCH_SIZES = 1, 8, 32
 _NUM_COMPARED = 8  # Test images whose scores are compared with the CPU's.
 _MIN_SECONDS = 20  # No step succeeds in less on an accelerator.
-_LAST_LINES = 8
+_LAST_LINES = 8  # Lines of output that an error contains.
 _SMALL_FLAGS = {
   'STFPM': ('--config.fit.steps=3', '--config.fit.batch_size=4'),
 }
@@ -114,7 +114,7 @@ def run_process(command: Sequence[str], options: Options, seconds: float) -> str
   """Run a command in the repository and return its standard output.
 
   Raises:
-    StepError: it failed, with its last lines, or did not end within `seconds`.
+    StepError: the command failed, or did not end within `seconds`.
   """
   try:
     process = subprocess.run(
@@ -130,7 +130,7 @@ def run_process(command: Sequence[str], options: Options, seconds: float) -> str
 
 
 def measure(name: str, arguments: Sequence[str], options: Options, seconds: float) -> StepResult:
-  """Call a function of `_MEASUREMENTS` in its own process, which then holds the accelerator."""
+  """Call a function of `_MEASUREMENTS` in its own process, which alone uses the accelerator."""
   command = [sys.executable, str(Path(__file__).resolve()), '--measure', name, *arguments]
   stdout = run_process(command, options, seconds)
   return json.loads(stdout.strip().rpartition('\n')[2])
@@ -169,7 +169,7 @@ def _package_version(name: str) -> str | None:
 
 
 def _nvidia_driver() -> str | None:
-  """Return what nvidia-smi says about the GPUs; None without it."""
+  """Return name, driver and memory of the GPUs, from nvidia-smi; None without it."""
   query = ['nvidia-smi', '--query-gpu=name,driver_version,memory.total', '--format=csv,noheader']
   try:
     return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
@@ -231,7 +231,7 @@ def _largest_difference(actual: Any, expected: Any) -> float:
   return float(verify.relative_excess(actual, expected, expected).max())
 
 
-# By name, functions for `measure` of text arguments.
+# Functions that `measure` calls by name, with text arguments.
 _MEASUREMENTS: Mapping[str, Callable[..., StepResult]] = {
   'environment': describe_environment,
   'speed': time_model,
@@ -239,7 +239,11 @@ _MEASUREMENTS: Mapping[str, Callable[..., StepResult]] = {
 
 
 def fit(label: str, root: Path, options: Options, seconds: float) -> StepResult:
-  """Fit and evaluate a detector with the commands of the papers' settings."""
+  """Fit and evaluate a detector with the settings of its paper.
+
+  Raises:
+    StepError: the run failed or ran out of time.
+  """
   workdir = options.out / label.replace(' ', '_')
   flags = subprocess_runs.run_flags(str(root), options.category, options.weights)
   if options.size == 'small':
@@ -264,7 +268,7 @@ def run_laws(options: Options, seconds: float) -> StepResult:
   report, log = options.out / 'laws.xml', options.out / 'laws.log'
   # Warnings of a new driver must not hide whether a law holds.
   flags = ['-m', 'accelerator', '-v', '-W', 'default', '-p', 'no:cacheprovider', '--color=no']
-  # Of the formats of reports, only this one has the statements of tests.
+  # The default format of reports lacks what tests record with `record_property`.
   flags += [f'--junitxml={report}', '-o', 'junit_family=xunit1']
   command = [sys.executable, '-m', 'pytest', *flags, 'tests']
   report.unlink(missing_ok=True)
@@ -297,14 +301,14 @@ def read_laws(report: Path) -> StepResult:
 
 
 def _describe_log(log: Path) -> str:
-  """Return what a log of pytest says, of a run that was stopped."""
+  """Return the numbers of passed and failed tests of a stopped run, and the failed ones."""
   outcomes = re.findall(r'^(\S+) (PASSED|FAILED|ERROR)\b', log.read_text(), re.MULTILINE)
   failures = [name.rpartition('/')[2] for name, outcome in outcomes if outcome != 'PASSED']
   return ', '.join([f'{len(outcomes) - len(failures)} passed, {len(failures)} failed', *failures])
 
 
 def dataset_root(options: Options, seconds: float) -> Path:
-  """Return the root of the dataset; draw the demo dataset if there is none and time is left."""
+  """Return the root of the dataset; without one, draw the demo dataset if time is left."""
   if options.root is not None:
     return options.root
   root = options.out / 'demo'
@@ -363,13 +367,15 @@ def run_steps(steps: Sequence[Step], record: StepResult, path: Path, end_time: f
 
 def format_table(record: StepResult) -> str:
   """Return the results in Markdown: a table of the detectors, then laws, notes and machine."""
-  done = {name: s['result'] for name, s in record['steps'].items() if s['status'] == 'done'}
+  step_results = {
+    name: step['result'] for name, step in record['steps'].items() if step['status'] == 'done'
+  }
   sizes = [str(size) for size in _BATCH_SIZES]
   titles = ['', 'fit s', 'thresholds s', 'evaluate s', 'image AUROC', 'pixel AUROC']
   titles += [*(f'batch {size} ms' for size in sizes), f'images/s at {sizes[-1]}', 'vs CPU']
   rows = []
   for label in _CONFIGS:
-    run, speed = done.get(f'fit {label}', {}), done.get(f'speed {label}', {})
+    run, speed = (step_results.get(f'{kind} {label}', {}) for kind in ('fit', 'speed'))
     batches = speed.get('batches', {})
     milliseconds = [batches[size]['call_ms'] if batches else None for size in sizes]
     rate = 1e3 * _BATCH_SIZES[-1] / milliseconds[-1] if milliseconds[-1] else None
@@ -381,15 +387,15 @@ def format_table(record: StepResult) -> str:
       _cell(rate, 0),
       f'{speed["score_difference"]:.1g}' if speed else '—',
     ])  # fmt: skip
-  return '\n\n'.join([tables.markdown_table(titles, rows), *_notes(record, done)])
+  return '\n\n'.join([tables.markdown_table(titles, rows), *_notes(record, step_results)])
 
 
 def _cell(value: float | None, digits: int) -> str:
   return tables.format_cell(tables.center_and_range([value]), digits)
 
 
-def _notes(record: StepResult, done: Mapping[str, StepResult]) -> list[str]:
-  """Return the lines below the table."""
+def _notes(record: StepResult, step_results: Mapping[str, StepResult]) -> list[str]:
+  """Return the paragraphs below the table: dataset, tests, steps without a result, machine."""
   lines = [
     'Batches: median of calls from pixels to maps, both in host memory. vs CPU: largest '
     f'relative difference of a score from the CPU\'s, on {_NUM_COMPARED} test images.',
@@ -397,7 +403,7 @@ def _notes(record: StepResult, done: Mapping[str, StepResult]) -> list[str]:
   ]  # fmt: skip
   if record['size'] == 'small':
     lines.append('Small images and few steps: this tests the script, and no figure means anything.')
-  if laws := done.get('laws'):
+  if laws := step_results.get('laws'):
     counts = f'{laws["passed"]} passed, {len(laws["failed"])} failed, {laws["skipped"]} skipped'
     failures = [f'- {name}: {message}' for name, message in laws['failed'].items()]
     statements = [f'- {name}: {text}' for name, text in laws['statements'].items()]
@@ -409,7 +415,7 @@ def _notes(record: StepResult, done: Mapping[str, StepResult]) -> list[str]:
   ]
   if problems:
     lines.append('\n'.join(['Not measured:', *problems]))
-  if machine := done.get('environment'):
+  if machine := step_results.get('environment'):
     versions = ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
     driver = machine['driver'] or machine['backend']
     lines.append(f'{", ".join(machine["devices"])}; {driver}; {versions}; {machine["host"]}.')

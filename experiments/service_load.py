@@ -123,47 +123,40 @@ def format_columns(result: LoadResult) -> list[str]:
   ]
 
 
-def main() -> None:
-  """Measure and print the results."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument('model', type=Path)
-  parser.add_argument('image', type=Path)
-  parser.add_argument('--requests', type=int, default=10_000)
-  parser.add_argument('--rounds', type=int, default=2)
-  parser.add_argument(
-    '--requests_per_row', type=int, default=256, help='requests for a row of the table'
-  )
-  flags = parser.parse_args()
-  image = flags.image.read_bytes()
-  print(
-    f'{flags.image.stat().st_size >> 10} KB; {subprocess_runs.describe_machine()}\n', flush=True
-  )
+def measure_throughput(model: Path, image: bytes, num_rounds: int, num_requests: int) -> None:
+  """Print a table of throughput and latency by batch size and number of clients."""
   titles = ['round', 'clients', 'batch', 'requests/s', 'median ms', '99 % ms']
   print(tables.markdown_table(titles, []), flush=True)
-  for round_number in range(1, flags.rounds + 1):
+  for round_number in range(1, num_rounds + 1):
     for batch in _BATCHES:
-      with running_service(flags.model, '--batch', str(batch)) as (_, url):
+      with running_service(model, '--batch', str(batch)) as (_, url):
         for clients in _CLIENTS:
           asyncio.run(send_requests(url, image, clients, 2 * clients))
-          result = asyncio.run(send_requests(url, image, clients, flags.requests_per_row))
+          result = asyncio.run(send_requests(url, image, clients, num_requests))
           cells = [round_number, clients, batch, *format_columns(result)]
           print(f'| {" | ".join(map(str, cells))} |', flush=True)
-  with running_service(flags.model) as (process, url):
+
+
+def measure_memory(model: Path, image: bytes, num_requests: int) -> None:
+  """Print the memory of the service before, during and after many requests."""
+  with running_service(model) as (process, url):
     memory_mb = [resident_mb(process)]
-    first_tenth = asyncio.run(send_requests(url, image, 8, flags.requests // 10))
+    first_tenth = asyncio.run(send_requests(url, image, 8, num_requests // 10))
     memory_mb.append(resident_mb(process))
-    remainder = asyncio.run(send_requests(url, image, 8, flags.requests - flags.requests // 10))
+    remainder = asyncio.run(send_requests(url, image, 8, num_requests - num_requests // 10))
     memory_mb.append(resident_mb(process))
-    statuses = first_tenth.statuses + remainder.statuses
-    print(
-      f'\n{flags.requests} requests: {dict(statuses)}, '
-      f'{len(first_tenth.scores + remainder.scores)} different scores; '
-      f'{memory_mb[0]} MB before, {memory_mb[1]} after a tenth, {memory_mb[2]} at the end.',
-      flush=True,
-    )
-  with running_service(flags.model, '--queue', '16') as (process, url):
+  statuses = first_tenth.statuses + remainder.statuses
+  print(
+    f'\n{num_requests} requests: {dict(statuses)}, '
+    f'{len(first_tenth.scores + remainder.scores)} different scores; '
+    f'{memory_mb[0]} MB before, {memory_mb[1]} after a tenth, {memory_mb[2]} at the end.',
+    flush=True,
+  )
+
+
+def measure_overload(model: Path, image: bytes) -> None:
+  """Print the statuses of a burst of requests, and of requests during a shutdown."""
+  with running_service(model, '--queue', '16') as (process, url):
     burst_result = asyncio.run(send_requests(url, image, 256, 256))
     later_result = asyncio.run(send_requests(url, image, 8, 32))
     print(
@@ -182,6 +175,28 @@ def main() -> None:
     print(
       f'SIGTERM with 8 clients: {dict(shutdown_result.statuses)}; exit status {process.wait()}.'
     )
+
+
+def main() -> None:
+  """Measure and print the results."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('model', type=Path)
+  parser.add_argument('image', type=Path)
+  parser.add_argument('--requests', type=int, default=10_000)
+  parser.add_argument('--rounds', type=int, default=2)
+  parser.add_argument(
+    '--requests_per_row', type=int, default=256, help='requests for a row of the table'
+  )
+  flags = parser.parse_args()
+  image = flags.image.read_bytes()
+  print(
+    f'{flags.image.stat().st_size >> 10} KB; {subprocess_runs.describe_machine()}\n', flush=True
+  )
+  measure_throughput(flags.model, image, flags.rounds, flags.requests_per_row)
+  measure_memory(flags.model, image, flags.requests)
+  measure_overload(flags.model, image)
 
 
 if __name__ == '__main__':
