@@ -243,6 +243,7 @@ def test_masks_beside_images_are_not_learned_from(tmp_path, kind):
 def test_masks_beside_images_do_not_become_images(tmp_path):
   for name in ('a.png', 'b.png', 'b_mask.png', 'a_overlay.png', 'b.png___save.png'):
     picture(tmp_path / 'in' / name)
+  Image.new('L', (W, H)).save(tmp_path / 'in/b_mask.png')
   write(tmp_path / 'in/a.json', labelme('a.png', [shape('x', SQUARE)]))
   summary = convert(tmp_path / 'in', 'LabelMe', tmp_path / 'out')
   assert summary.num_per_defect == {'good': 1, 'x': 1}

@@ -53,6 +53,39 @@ def test_labelme(tmp_path):
   assert [record.defect for record in splits.test] == ['scratch', '划_痕']
 
 
+@pytest.mark.parametrize('is_listed', [False, True])
+def test_images_in_a_folder_named_after_defects_are_never_good(tmp_path, is_listed):
+  """A partly labeled folder of defects would poison the training set."""
+  for seed, name in enumerate(('ok/a.png', 'NG/a.png', 'NG/b.png')):
+    picture(tmp_path / 'in' / name, seed)
+  write(tmp_path / 'in/NG/a.json', labelme('a.png', [shape('cut', SQUARE)]))
+  if is_listed:
+    write(tmp_path / 'in/NG/b.json', labelme('b.png', []))
+  with pytest.raises(DataError, match="NG/b.png: no label marks a defect, but its folder 'NG'"):
+    convert(tmp_path / 'in', 'LabelMe', tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+  # A label of the whole image decides.
+  write(tmp_path / 'in/NG/b.json', {**labelme('b.png', []), 'flags': {'OK': True}})
+  convert(tmp_path / 'in', 'LabelMe', tmp_path / 'out')
+  assert ['images/good/NG/b.png', 'annotations/good/NG/b.png'] in lists(tmp_path / 'out')[0]
+
+
+def test_images_without_labels_whose_mask_marks_a_defect_are_never_good(tmp_path):
+  for seed, name in enumerate(('a.png', 'b.png', 'c.png')):
+    picture(tmp_path / 'in' / name, seed)
+  write(tmp_path / 'in/a.json', labelme('a.png', [shape('cut', SQUARE)]))
+  for name, value in (('a', 1), ('b', 0), ('c', 255)):
+    Image.new('L', (W, H), value).save(tmp_path / f'in/{name}_mask.png')
+  with pytest.raises(DataError, match=r'one problem:\n  c.png: .* c_mask.png marks a defect'):
+    convert(tmp_path / 'in', 'LabelMe', tmp_path / 'out')
+  (tmp_path / 'in/c_mask.png').unlink()
+  convert(tmp_path / 'in', 'LabelMe', tmp_path / 'out')
+  assert [image for image, _ in lists(tmp_path / 'out')[0]] == [
+    'images/good/b.png',
+    'images/good/c.png',
+  ]
+
+
 def only_mask(tmp_path, shapes, size=(H, W)) -> np.ndarray:
   picture(tmp_path / 'in/a.png', size=size)
   write(tmp_path / 'in/a.json', labelme('a.png', shapes, size=size))

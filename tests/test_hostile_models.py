@@ -122,7 +122,7 @@ def is_allowed(path: tuple, value: object) -> bool:
   if (path[0] == 'summary' and len(path) == 2) or str(name).endswith(('_rate', '_rate_bound')):
     is_number = type(value) in (int, float) and abs(value) < 1e301
     return value is None or (is_number and path[0] == 'summary')
-  texts = 'model_name', 'uadjax', 'jax', 'name', 'source', 'license'
+  texts = 'uadjax', 'jax', 'name', 'source', 'license'
   if name in texts or (path[0] == 'weights' and name == 'sha256' and value == ''):
     return isinstance(value, str)
   return path == ('summary',) and value in ({}, {'a': 1})
@@ -199,6 +199,7 @@ def test_settings_of_a_model_have_types_and_ranges(directory):
     (('config', 'detector', 'name'), 'patchcore'),
     (('config', 'fit'), [[[[[[[1]]]]]]]),
     (('model_name',), 5),
+    (('model_name',), 'STFPM'),
     (('format',), [1]),
     (('thresholds', 'review_threshold'), 1e9),
     (('thresholds', 'num_missed'), 1),

@@ -181,8 +181,8 @@ def _change_manifest(directory, **fields):
   ('harm', 'words'),
   [
     (lambda d: (d / 'manifest.json').unlink(), 'is not a model directory'),
-    (lambda d: (d / 'manifest.json').write_text('{'), 'cannot be read'),
-    (lambda d: (d / 'manifest.json').write_text('[]'), 'cannot be read'),
+    (lambda d: (d / 'manifest.json').write_text('{'), 'cannot be read.*restore the file'),
+    (lambda d: (d / 'manifest.json').write_text('[]'), 'cannot be read.*restore the file'),
     (lambda d: _change_manifest(d, format=99), 'format 99'),
     (lambda d: _change_manifest(d, thresholds=None), "lacks 'thresholds'"),
     (lambda d: _change_manifest(d, image_statistics={}), "lacks 'image_statistics.brightness'"),

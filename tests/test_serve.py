@@ -212,7 +212,7 @@ JSON, RAW = {'Content-Type': 'application/json'}, {'Content-Type': 'application/
     (b'{', JSON, 422, 'Invalid JSON'),
     (b'{}', JSON, 422, 'image: Field required'),
     (b'{"image": 3}', JSON, 422, 'image: Input should be a valid string'),
-    (b'{"image": "x", "visualise": true}', JSON, 422, 'visualise: Extra inputs'),
+    (b'{"image": "x", "visualise": true}', JSON, 422, 'visualise: unknown field; /openapi.json'),
     (b'{"image": "?"}', JSON, 422, 'neither base64 nor a URL'),
     (b'{"image": "aGVsbG8="}', JSON, 422, 'not a JPEG, PNG'),
     (b'{"image": "http://127.0.0.1/x.png"}', JSON, 422, 'URLs are not allowed'),
@@ -325,6 +325,29 @@ def test_unknown_options_are_refused(ask, photos):
     assert message in response.json()['errorMsg']
 
 
+def test_what_is_sent_twice_is_refused(ask, photos):
+  """Otherwise one of two images, models or parts would be ignored silently."""
+  content = photos[0].read_bytes()
+  image, other = ('image', ('x.png', content)), ('file', ('y.png', content))
+  options = '?model=disc&model=again'
+  for response, message in (
+    (ask.post(ROUTE, files=[image, image]), "files in ['image', 'image']"),
+    (ask.post(ROUTE, files=[image, other]), "files in ['image', 'file']"),
+    (ask.post(ROUTE, files=[('mask', image[1])]), "files in ['mask']"),
+    (ask.post(ROUTE, files=[image], data={'model': ['disc', 'again']}), "'model' is repeated"),
+    (ask.post(ROUTE + options, files=[image]), "'model' is repeated in the query"),
+    (ask.post(ROUTE + options, content=content, headers=RAW), "'model' is repeated in the query"),
+  ):
+    assert response.status_code == 422
+    assert message in response.json()['errorMsg']
+
+
+def test_an_unknown_path_is_refused_with_the_way_out(ask):
+  response = ask.get('/ready')
+  assert response.status_code == 404
+  assert response.json()['errorMsg'] == 'Not Found: GET /ready; /openapi.json lists all routes.'
+
+
 def test_a_secret_that_was_forgotten_does_not_open_the_service(monkeypatch):
   with pytest.raises(ConfigError, match='is empty'):
     serve.resolve_token('')
@@ -425,8 +448,8 @@ def test_the_open_inference_protocol(ask, photos, predictions):
   ('tensor', 'message'),
   [
     ({'datatype': 'FP32', 'shape': [1], 'data': []}, 'UINT8 of'),
-    ({'datatype': 'UINT8', 'shape': [1, 1, 1, 3], 'data': [1, 2]}, 'whole numbers'),
-    ({'datatype': 'UINT8', 'shape': [1, 1, 1, 3], 'data': [1, 2, 256]}, 'whole numbers'),
+    ({'datatype': 'UINT8', 'shape': [1, 1, 1, 3], 'data': [1, 2]}, '2 values instead of 3'),
+    ({'datatype': 'UINT8', 'shape': [1, 1, 1, 3], 'data': [1, 2, 256]}, 'more than 255'),
     ({'datatype': 'UINT8', 'shape': [1, 1, 1, 3], 'data': [1, 2, 'x']}, 'whole numbers'),
     ({'datatype': 'UINT8', 'shape': [1, 1, 1, 3], 'data': [[1], [2, 3]]}, 'whole numbers'),
     ({'datatype': 'UINT8', 'shape': [99, 1, 1, 3], 'data': []}, 'between 1 and 64'),

@@ -127,6 +127,10 @@ class Manifest(NamedTuple):
         allowed=f'at most {thresholds.image_threshold}', hint=hint,
       )  # fmt: skip
     name, arrays_sha256 = manifest['model_name'], manifest['arrays_sha256']
+    if name != (title := detectors.title(config.detector.name)):
+      path, key = directory / _MANIFEST_FILE, 'model_name'
+      message = f'{key} in {path} must be {title!r}, the name of config.detector, got {name!r}.'
+      raise ModelError(message, key=key, value=name, allowed=title, hint=manifests.HINT)
     return ModelInfo(
       name, config, ops, thresholds, image_statistics, weights, directory, arrays_sha256
     )
@@ -356,9 +360,11 @@ def read_manifest(directory: Path) -> Manifest:
     problem = f'it has no {_MANIFEST_FILE}' if directory.is_dir() else 'there is no such folder'
     raise ModelError(f'{directory} is not a model directory: {problem}. {hint}') from None
   except (OSError, ValueError) as error:
-    raise ModelError(f'{path} cannot be read: {describe(error)}') from None
+    reason = describe(error).rstrip('.')
+    raise ModelError(f'{path} cannot be read: {reason}.', hint=manifests.HINT) from None
   if not isinstance(manifest, dict):
-    raise ModelError(f'{path} cannot be read: a manifest is a JSON object. Fit the model again.')
+    message = f'{path} cannot be read: a manifest is a JSON object.'
+    raise ModelError(message, hint=manifests.HINT)
   if manifest.get('format') != manifests.FORMAT_VERSION:
     raise ModelError(
       f'{path} has format {manifest.get("format")!r:.80}, but this version of uadjax reads format '

@@ -154,7 +154,7 @@ def _add_error_handlers(app: fastapi.FastAPI) -> None:
   async def handle_http_exception(request: Request, error: HTTPException) -> Response:
     problem = error.detail
     if not isinstance(error, RequestError):  # The framework's, such as Not Found.
-      problem += f': {request.url.path}'
+      problem += f': {request.method} {request.url.path}; /openapi.json lists all routes.'
     return _error_response(request, error.status_code, problem, dict(error.headers or {}))
 
   @app.exception_handler(pydantic.ValidationError)
@@ -163,10 +163,16 @@ def _add_error_handlers(app: fastapi.FastAPI) -> None:
     return _error_response(request, 400 if _is_protocol(request) else 422, text)
 
 
+# Type of a validation error -> message that says what to do.
+_MESSAGES = {
+  **dict.fromkeys(('bool_parsing', 'bool_type'), 'must be true or false'),
+  'extra_forbidden': 'unknown field; /openapi.json lists the fields',
+}
+
+
 def _describe_validation_error(error: ErrorDetails) -> str:
   """Return place, message and value of an error; a long value is shortened."""
-  is_flag = error['type'] in ('bool_parsing', 'bool_type')
-  message = 'must be true or false' if is_flag else error['msg']
+  message = _MESSAGES.get(error['type'], error['msg'])
   text = ': '.join(filter(None, ('.'.join(map(str, error['loc'])), message)))
   is_scalar = isinstance(error['input'], str | int | float)
   return f'{text}, got {reprlib.repr(error["input"])}' if is_scalar else text

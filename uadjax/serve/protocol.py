@@ -246,13 +246,13 @@ def _to_array(tensor: InputTensor, lists: json_body.Lists) -> UInt8[np.ndarray, 
   """Return the pixels of a flat or nested list of numbers."""
   try:
     if tensor.shape[3:] != [3]:
-      raise ValueError(f'its shape is {tensor.shape}')
+      raise ValueError('it has no 3 channels')
     return json_body.parse_pixels(json_body.list_text(tensor.data, lists), tensor.shape)
-  except (ValueError, TypeError):
+  except (ValueError, TypeError) as error:
     raise RequestError(
       400,
       'UINT8 data must have a shape [b, h, w, 3] without zeros, and b*h*w*3 whole numbers from 0 '
-      f'to 255, in one list or nested in this shape; got shape {tensor.shape}.',
+      f'to 255, in one list or nested in this shape; got shape {tensor.shape}: {error}.',
     ) from None
 
 

@@ -24,6 +24,7 @@ _IMAGE_TYPES = (
 )
 _RAW_TYPES = 'application/octet-stream', *_IMAGE_TYPES
 _FILE_FIELDS = ('image', 'file')
+_MAX_FIELDS = 8  # Of a form, and of files in it.
 TEXT_OPTIONS = ('model', 'part')  # The other options are flags.
 _BASE64_CHUNK = 1 << 18  # Characters, a multiple of 4.
 MAX_PART_LENGTH = 200  # Of the name of a part.
@@ -99,7 +100,7 @@ def parse_request(request: Request, content: bytes) -> tuple[bytes | str, Reques
     pydantic.ValidationError: a value is invalid.
   """
   content_type = request.headers.get('content-type', '').partition(';')[0].strip().lower()
-  query = dict(request.query_params)
+  query = _to_fields(request.query_params.multi_items(), 'the query')
   if content_type == _JSON_TYPE:
     _require_known_names(query, 'the query of a JSON request', ())
     options, _ = json_body.parse(content, PredictRequest)
@@ -207,21 +208,33 @@ async def _parse_form(request: Request, content: bytes) -> tuple[bytes, dict[str
 
   try:
     parser = formparsers.MultiPartParser(
-      request.headers, stream(), max_files=1, max_fields=8, max_part_size=max(1, len(content))
+      request.headers, stream(), max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS, max_part_size=max(1, len(content))
     )
     parser.spool_max_size = 0  # Unlimited: the content is in memory anyway, and a disk may be full.
     form = await parser.parse()
   except (formparsers.MultiPartException, KeyError, ValueError, AssertionError) as error:
     reason = getattr(error, 'message', '') or 'its parts cannot be separated'
-    raise RequestError(422, f'The form cannot be read: {reason}.') from None
-  files = [x for name in _FILE_FIELDS for x in form.getlist(name) if not isinstance(x, str)]
-  if len(files) != 1:
-    problem = "The form needs one file, in a field named 'image' (curl: -F image=@FILE)"
-    raise RequestError(422, f'{problem}; got fields {list(form)} with {len(files)} files.')
-  image = await files[0].read()
-  fields = {name: value for name, value in form.items() if isinstance(value, str)}
-  await form.close()
-  return image, fields
+    raise RequestError(422, f'The form cannot be read: {reason.rstrip(".")}.') from None
+  files = [(name, x) for name, x in form.multi_items() if not isinstance(x, str)]
+  texts = [(name, x) for name, x in form.multi_items() if isinstance(x, str)]
+  try:
+    if len(files) != 1 or files[0][0] not in _FILE_FIELDS:
+      problem = "The form needs one file, in a field named 'image' (curl: -F image=@FILE)"
+      names = [name for name, _ in files]
+      raise RequestError(422, f'{problem}; got fields {list(form)}, files in {names}.')
+    return await files[0][1].read(), _to_fields(texts, 'the form')
+  finally:
+    await form.close()
+
+
+def _to_fields(pairs: Sequence[tuple[str, str]], location: str) -> dict[str, str]:
+  """Return fields by name; reject repeated ones, of which all but the last would be ignored."""
+  fields = dict(pairs)
+  if len(fields) < len(pairs):
+    names = [name for name, _ in pairs]
+    repeated = next(name for name in names if names.count(name) > 1)
+    raise RequestError(422, f'The field {repeated!r} is repeated in {location}; send it once.')
+  return fields
 
 
 def _require_known_names(names: Iterable[str], location: str, allowed_names: Sequence[str]) -> None:

@@ -85,7 +85,7 @@ def way_out(tool: str) -> str:
   """Return a sentence that says how to use the labels of a tool."""
   if tool in CONVERTIBLE:
     settings = f'check.convert.enable=true, check.convert.src_dataset_type={tool}'
-    return f'To convert them, use mode check_dataset with {settings}.'
+    return f'To convert them, use mode check_dataset with {settings}, check.convert.output=FOLDER.'
   if tool in _OF_IMAGES:
     return 'Move the images that they call defective to a folder that is named after the defect.'
   return 'Export them from that tool as COCO or VOC; mode check_dataset converts those.'

@@ -6,12 +6,14 @@ folder, or from a server that renamed what was uploaded.
 
 import collections
 from collections.abc import Collection
+import functools
 import os
 from pathlib import Path, PureWindowsPath
 import re
 import unicodedata
 import urllib.parse
 
+from uadjax.data import image_io
 from uadjax.data.convert.samples import Remark
 from uadjax.data.layouts import scanning
 from uadjax.errors import DataError
@@ -104,17 +106,29 @@ class ImageIndex:
     unlabeled = [path for path in self.paths if path not in labeled]
     masks = {path for path in unlabeled if _is_in_mask_folder(path.relative_to(self.root), path)}
     self.remarks += [Remark(_IN_MASK_FOLDER, self.relative_to_root(path)) for path in sorted(masks)]
-    pictures = self._pictures_of_labels().intersection(unlabeled) - masks
+    pictures = self._masks_by_name[0].intersection(unlabeled) - masks
     self.remarks += [Remark(_MASK, self.relative_to_root(path)) for path in sorted(pictures)]
     return [path for path in unlabeled if path not in masks | pictures]
 
-  def _pictures_of_labels(self) -> set[Path]:
-    """Return the files that are named like the mask of an image beside them."""
+  def require_no_defect(self, path: Path) -> None:
+    """Raise a DataError if a mask beside an image that has no labels marks a defect."""
+    mask = self._masks_by_name[1].get(path)
+    if mask and image_io.read_mask(mask).any():
+      message = f'{self.relative_to_root(path)}: no label marks a defect, but its mask {mask.name}'
+      raise DataError(f'{message} marks a defect; label it, or delete the mask if it is good.')
+
+  @functools.cached_property
+  def _masks_by_name(self) -> tuple[set[Path], dict[Path, Path]]:
+    """The files that are named like the mask of an image beside them, and the mask per image."""
     paths_by_folder: dict[Path, list[Path]] = collections.defaultdict(list)
     for path in self.paths:
       paths_by_folder[path.parent].append(path)
-    groups = paths_by_folder.values()
-    return {path for paths in groups for path in scanning.masks_by_name(paths)[0]}
+    pictures, by_image = set[Path](), dict[Path, Path]()
+    for paths in paths_by_folder.values():
+      folder_pictures, folder_by_image = scanning.masks_by_name(paths)
+      pictures |= folder_pictures
+      by_image |= folder_by_image
+    return pictures, by_image
 
   def _differing_in_suffix(self, name: str) -> list[Path]:
     """Return images whose names differ from this one in the suffix or in Label Studio's prefix."""

@@ -72,6 +72,7 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
     return _read_sample(path, images, images.relative_to_root(path) in held_out)
 
   def read_unlabeled(path: Path) -> samples.Sample:
+    images.require_no_defect(path)
     return samples.make_sample(images.relative_to_root(path), path)
 
   labeled, problems = samples.collect(read_labeled, json_paths, progress)

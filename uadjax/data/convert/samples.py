@@ -149,8 +149,9 @@ def make_sample(
     label_name: path of the label file, if it has a folder of its own.
 
   Raises:
-    DataError: a shape is invalid, covers no pixel or is labeled as good, or labels contradict each
-      other; the message has a line for each.
+    DataError: a shape is invalid, covers no pixel or is labeled as good, labels contradict each
+      other, or an image without a defect lies in a folder named after defects; the message has a
+      line for each.
   """
   canvas = np.zeros(image_io.image_size(image), np.min_scalar_type(len(entries) + 1))
   remarks, problems = [*remarks], []
@@ -178,6 +179,8 @@ def make_sample(
     canvas[:] = 1
     remarks.append(Remark(_WHOLE_IMAGE, name))
   _require_no_contradiction(name, image_labels, defects)
+  if not defects and not image_labels:
+    _require_no_defect_folder(name)
   held_out = held_out or any(map(_is_in_held_out_folder, (name, label_name)))
   if held_out and not defects:
     remarks.append(Remark(_HELD_OUT, name))
@@ -209,6 +212,13 @@ def _require_no_contradiction(name: str, image_labels: Sequence[str], defects: s
   if good_labels and defects:
     message = f'{name}: labeled {good_labels[0]!r} as a whole, but also {sorted(defects)[0]!r}'
     raise DataError(f'{message}; delete one of the labels.')
+
+
+def _require_no_defect_folder(name: str) -> None:
+  """Raise a DataError if a folder in the path of a good image is named after defects."""
+  if folder := next(filter(scanning.is_defective, Path(name).parts[:-1]), ''):
+    message = f'{name}: no label marks a defect, but its folder {folder!r} is named after defects'
+    raise DataError(f'{message}; label it, move it out if it is good, or rename the folder.')
 
 
 def _encode(canvas: UInt[np.ndarray, 'h w']) -> bytes:

@@ -77,6 +77,10 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
   def read_listed(stem: str) -> samples.Sample:
     return _read_sample(stem, files, stem in held_out)
 
+  def read_unlabeled(path: Path) -> samples.Sample:
+    files.images.require_no_defect(path)
+    return samples.make_sample(files.images.relative_to_root(path), path)
+
   # Labels without an image must be reported: the image of a defect may have another name.
   stems = sorted(train | held_out or files.label_paths)
   listed, problems = samples.collect(read_listed, stems, progress)
@@ -88,9 +92,7 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
       notes.append(f'{num_unlisted} images that no list in ImageSets names were ignored.')
   else:
     others = files.images.without_labels(used)
-    unlabeled, more_problems = samples.collect(
-      lambda path: samples.make_sample(files.images.relative_to_root(path), path), others, progress
-    )
+    unlabeled, more_problems = samples.collect(read_unlabeled, others, progress)
     listed, problems, num_unlabeled = listed + unlabeled, problems + more_problems, len(unlabeled)
   if num_unlabeled:
     notes.append(f'{num_unlabeled} images without an XML file or a mask count as good.')
