@@ -359,7 +359,7 @@ def test_label_files_are_recognized_whatever_precedes_the_pattern(tmp_path):
       p.message for p in checks.check(root).problems if p.kind == 'labels of another tool'
     ]
     assert len(messages) == bool(tool), content[:40]
-    assert all(f'src_dataset_type={tool}.' in message for message in messages), messages
+    assert all(f'src_dataset_type={tool},' in message for message in messages), messages
 
 
 def test_a_dataset_without_usable_training_images_is_refused(tmp_path):

@@ -61,7 +61,7 @@ def test_images_in_a_folder_named_after_defects_are_never_good(tmp_path, is_list
   write(tmp_path / 'in/NG/a.json', labelme('a.png', [shape('cut', SQUARE)]))
   if is_listed:
     write(tmp_path / 'in/NG/b.json', labelme('b.png', []))
-  with pytest.raises(DataError, match="NG/b.png: no label marks a defect, but its folder 'NG'"):
+  with pytest.raises(DataError, match=r"NG/b\.png: no label marks a defect, but its folder 'NG'"):
     convert(tmp_path / 'in', 'LabelMe', tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
   # A label of the whole image decides.

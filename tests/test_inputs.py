@@ -101,6 +101,21 @@ def test_files_of_a_folder_that_are_not_read_are_counted(tmp_path, caplog):
   assert len(list(inputs.expand(tmp_path))) == 2
   assert f'Files below {tmp_path} that are not read' in caplog.text
   assert '.heic 2, no suffix 1.' in caplog.text
+  caplog.clear()
+  assert len(list(inputs.expand(tmp_path, warn=False))) == 2
+  assert not caplog.records
+
+
+def test_masks_beside_images_are_scored_with_a_warning(tmp_path, caplog):
+  for name in ('a.png', 'b/a_mask.png', 'c_mask.png'):
+    image(tmp_path / name)
+  assert len(list(inputs.expand(tmp_path))) == 3
+  assert not caplog.records  # No image lies beside them.
+  for name in ('b/a.png', 'a_GT.png'):
+    image(tmp_path / name)
+  assert len(list(inputs.expand(tmp_path))) == 5
+  (record,) = caplog.records
+  assert 'scored as images: 2, such as' in record.getMessage()
 
 
 def test_a_file_is_tried_whatever_its_name(tmp_path):

@@ -205,7 +205,7 @@ class _Summary(NamedTuple):
 def _image_sizes(images: object, skip: Path | None, part_pattern: str | None) -> list[int]:
   """Return the size of each image file in bytes, and check that the part of each image is known."""
   sizes = []
-  for source in sources.expand(images, skip):
+  for source in sources.expand(images, skip, warn=False):  # The prediction warns.
     if part_pattern:
       parts.part_of(source.name, part_pattern)
     sizes.append(_num_bytes(source))

@@ -44,7 +44,7 @@ class Source(NamedTuple):
   location: str = ''
 
 
-def expand(inputs: object, skip: Path | None = None) -> Iterator[Source]:
+def expand(inputs: object, skip: Path | None = None, warn: bool = True) -> Iterator[Source]:
   """List the image sources of a user's input, lazily and in order; folders in natural order.
 
   A folder is walked once, even if several links lead to it. An unreadable item is listed like any
@@ -55,6 +55,7 @@ def expand(inputs: object, skip: Path | None = None) -> Iterator[Source]:
     inputs: path, URL, folder, array, bytes of an image file, {'img': any of these}, or an
       arbitrarily nested list, tuple or iterator of any of these.
     skip: folder to exclude, such as the folder of the results.
+    warn: whether to warn of files in folders that are not read, and of masks that are.
 
   Raises:
     DataError: the single input cannot be opened or contains no image; or, during iteration, an
@@ -63,9 +64,9 @@ def expand(inputs: object, skip: Path | None = None) -> Iterator[Source]:
   counters = collections.defaultdict(itertools.count)
   item = inputs.get('img') if isinstance(inputs, Mapping) else inputs
   if isinstance(item, _CONTAINERS | Mapping):
-    return (s for origin in _flatten(inputs) for s in _expand_origin(origin, counters, skip))
+    return (s for origin in _flatten(inputs) for s in _expand_origin(origin, counters, skip, warn))
   (origin,) = _flatten(inputs)
-  sources = _expand_origin(origin, counters, skip)
+  sources = _expand_origin(origin, counters, skip, warn)
   first = next(sources)
   if first.origin is origin:  # Not an image that was listed from a folder.
     if isinstance(origin, Path):
@@ -248,10 +249,10 @@ def _to_origin(item: object) -> Origin:
 
 
 def _expand_origin(
-  origin: Origin, counters: Mapping[str, Iterator[int]], skip: Path | None
+  origin: Origin, counters: Mapping[str, Iterator[int]], skip: Path | None, warn: bool
 ) -> Iterator[Source]:
   if isinstance(origin, Path) and scanning.is_folder(origin):
-    images = _walk_folder(origin, skip)
+    images = _walk_folder(origin, skip, warn)
     yield next(images, Source(_printable(origin), origin))  # `read` raises the error if empty.
     yield from images
   elif isinstance(origin, Path) and origin.suffix.lower() == '.txt' and origin.is_file():
@@ -303,13 +304,15 @@ def _listed_origin(text: str, folder: Path) -> Path | str:
   return Path(windows_path.string) if windows_path else folder / path
 
 
-def _walk_folder(root: Path, skip: Path | None) -> Iterator[Source]:
+def _walk_folder(root: Path, skip: Path | None, warn: bool) -> Iterator[Source]:
   """Yield the images below a folder in natural order; list each subfolder only when it is reached.
 
-  A subfolder that cannot be listed is itself yielded as a source. A warning counts other files.
+  A subfolder that cannot be listed is itself yielded as a source. With `warn`, a warning counts
+  other files, and another one the images that are named like masks.
   """
   pending_folders, visited = [root], {_folder_id(skip)} if skip and skip.exists() else set()
   num_skipped: collections.Counter[str] = collections.Counter()
+  num_masks, example = 0, root
   while pending_folders:
     folder = pending_folders.pop()
     subfolder = folder.relative_to(root)
@@ -327,18 +330,22 @@ def _walk_folder(root: Path, skip: Path | None) -> Iterator[Source]:
     pending_folders += [
       folder / entry.name for entry in reversed(visible) if scanning.is_folder(entry)
     ]
-    for entry in visible:
-      if scanning.is_folder(entry):
-        continue
-      path = folder / entry.name
-      if entry.name.lower().endswith(scanning.SUFFIXES):
-        yield Source(_printable(path), path, subfolder)
-      else:
-        num_skipped[path.suffix.lower() or 'no suffix'] += 1
-  if num_skipped:
+    paths = [folder / entry.name for entry in visible if not scanning.is_folder(entry)]
+    images = [path for path in paths if path.name.lower().endswith(scanning.SUFFIXES)]
+    others = (path for path in paths if not path.name.lower().endswith(scanning.SUFFIXES))
+    num_skipped.update(path.suffix.lower() or 'no suffix' for path in others)
+    if warn and (masks := scanning.masks_by_name(images)[0]):
+      num_masks, example = num_masks + len(masks), min(masks)
+    yield from (Source(_printable(path), path, subfolder) for path in images)
+  if num_skipped and warn:
     counts = ', '.join(f'{suffix} {count}' for suffix, count in num_skipped.most_common(10))
     message = 'Files below %s that are not read, by suffix: %s.'
     log.LOG.warning(message, _printable(root), _printable(counts))
+  if num_masks:
+    log.LOG.warning(
+      'Files below %s that are named like masks, and are scored as images: %d, such as %s. Move '
+      'masks to another folder.', _printable(root), num_masks, _printable(example),
+    )  # fmt: skip
 
 
 def _folder_id(folder: Path) -> tuple[int, int]:

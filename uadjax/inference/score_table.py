@@ -97,7 +97,8 @@ def score_images(
   """
   if table.format not in table_shards.FORMATS:
     raise UnknownName(f'Unknown table format {table.format!r}; choose from {table_shards.FORMATS}.')
-  sources = inputs.expand(input, table.folder)  # Raises an error if there is nothing to read.
+  # Raises an error if there is nothing to read.
+  sources = inputs.expand(input, table.folder, warn=False)
   shard_hashes = _shard_hashes(sources, table)
   _prepare_table(table, predictor.model)
   counts, previous_counts = collections.Counter[str](), collections.Counter[str]()

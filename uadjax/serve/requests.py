@@ -208,7 +208,11 @@ async def _parse_form(request: Request, content: bytes) -> tuple[bytes, dict[str
 
   try:
     parser = formparsers.MultiPartParser(
-      request.headers, stream(), max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS, max_part_size=max(1, len(content))
+      request.headers,
+      stream(),
+      max_files=_MAX_FIELDS,
+      max_fields=_MAX_FIELDS,
+      max_part_size=max(1, len(content)),
     )
     parser.spool_max_size = 0  # Unlimited: the content is in memory anyway, and a disk may be full.
     form = await parser.parse()

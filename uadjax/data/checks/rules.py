@@ -307,7 +307,7 @@ def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:
   labels = [(tool, directory / path) for path, _, tool in dataset.unused]
   if not layout.marker:  # Published datasets have lists of their own beside the folder.
     labels += label_files.find_beside(directory, {record.path.stem for record in records})
-  effect = 'every image in a folder of good images counts as good'
+  effect = 'only folders and lists say whether an image is good'
   if layout.labels_by_mask:
     effect = 'every image without a mask counts as good'
   paths_by_tool, masks = dict[str, list[Path]](), list[Path]()
