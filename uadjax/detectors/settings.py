@@ -9,8 +9,8 @@ from uadjax.numerics import projections
 
 _NAME_HELP = 'Detector; each has a config file of its own.'
 _LAYERS_HELP = 'Stages of the backbone whose features are used.'
-# Finds more defects than the maximum, at equal false alarms (experiments/README.md, "Image scores
-# and defects found").
+# Finds more defects than the maximum, at equal false alarms (experiments/README.md, "Which image
+# score finds the most defects?").
 _IMAGE_SCORE = 'top:0.003'
 _IMAGE_SCORE_HELP = (
   'max: maximum of the anomaly map; top:S: mean of its largest share S, as in top:0.01.'

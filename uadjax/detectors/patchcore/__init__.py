@@ -4,7 +4,8 @@ Roth et al. 2021, 'Towards Total Recall in Industrial Anomaly Detection', arXiv 
 3.1 (patch embeddings), 3.2 (coreset of the memory bank) and 3.3 (scoring).
 
 The image score is not that of equation 7. The mean of the largest values of the anomaly map finds
-more defects at equal false alarms (experiments/README.md, "Image scores and defects found").
+more defects at equal false alarms (experiments/README.md, "Which image score finds the most
+defects?").
 
 Letters: b batch, h w patch grid, d embedding, n bank rows, H W image at network size.
 """
@@ -31,8 +32,8 @@ from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
 
 _CORESET_PREFIX = 'calibration_'  # Prefix of the names of the calibration coresets' arrays.
 # A bank without a fold has this share of the final bank's rows. With all of them it would be
-# denser, for it represents fewer patches (experiments/README.md, "Leaving images out of
-# PatchCore").
+# denser, for it represents fewer patches (experiments/README.md, "Does PatchCore score training
+# images as if unseen?").
 _HELD_OUT_SHARE = 0.95
 _NUM_RECALL_QUERIES = 4096  # Patches that the recall of the approximate search is measured on.
 

@@ -18,8 +18,8 @@ from uadjax.system.progress import Progress
 # Intermediate coresets, which later selections choose from, keep this many times as many rows as
 # their part of the final coreset.
 OVERSAMPLING = 4
-# Five folds calibrate as ten do, in slightly less time (experiments/README.md, "Leaving images
-# out of PatchCore").
+# Five folds calibrate as ten do, in slightly less time (experiments/README.md, "Does PatchCore
+# score training images as if unseen?").
 _NUM_FOLDS = 5
 
 
