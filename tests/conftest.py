@@ -77,6 +77,14 @@ def pytest_sessionstart():
       raise pytest.UsageError(str(error)) from None
 
 
+@pytest.fixture
+def tmp_path(tmp_path):
+  """An empty folder of the test, as are the two above it, where the check looks for labels."""
+  path = tmp_path / 'test' / 'folder'
+  path.mkdir(parents=True)
+  return path
+
+
 @pytest.fixture(scope='session')
 def shared() -> Path:
   """The folder of real images and weights beside the checkout."""
