@@ -13,7 +13,7 @@ import pytest
 import small_runs
 
 import uadjax
-from uadjax import cli, config as configs, experiment
+from uadjax import cli, config as configs, detectors, experiment
 from uadjax.errors import ConfigError, DataError, ModelError, Setting, UnknownName
 from uadjax.experiment import fit_model
 from uadjax.model import model_dir
@@ -155,9 +155,15 @@ def plan(monkeypatch):
 
 
 def edit_settings(model, **sections):
-  """Change the settings in the manifest of a model."""
+  """Change the settings in the manifest of a model, as if it had been fitted with them."""
   manifest = json.loads((model / 'manifest.json').read_text())
-  manifest['config'] |= sections
+  config = manifest['config'] | sections
+  name = detectors.title(config['detector']['name'])
+  manifest |= {
+    'config': config,
+    'config_sha256': model_dir.hash_settings(config),
+    'model_name': name,
+  }
   (model / 'manifest.json').write_text(json.dumps(manifest))
 
 

@@ -381,6 +381,30 @@ def test_states_are_checked_like_models(fitted, name):
   incremental_state.load(folder)
 
 
+@pytest.mark.parametrize(
+  ('path', 'value'),
+  [
+    (('data', 'ops'), 'resize(64,64)'),
+    (('detector', 'image_score'), 'max'),
+    (('detector', 'ridge'), 0.02),
+    (('backbone', 'weights'), 'weights.pth'),
+  ],
+)
+def test_settings_that_scores_depend_on_are_those_of_the_fit(directory, path, value):
+  """The values are of the right type and range, but scores would differ from the thresholds."""
+  manifest = read_manifest(directory)
+  write_manifest(directory, replaced(manifest, ('config', *path), value))
+  error = refusal(directory)
+  assert error
+  assert error.key == 'config_sha256'
+  assert '.'.join(('config', *path[:1])) in str(error)
+  others = {'root': 'elsewhere', 'category': 'other'}
+  write_manifest(
+    directory, replaced(manifest, ('config', 'data'), manifest['config']['data'] | others)
+  )
+  assert model_dir.read_info(directory).config.data.root == 'elsewhere'
+
+
 # Random edits.
 
 
@@ -449,6 +473,10 @@ def harm_bytes(rng: np.random.Generator, content: bytes) -> bytes:
 EDITS = (edit_manifest, edit_manifest_text, edit_arrays, edit_header, edit_header_text)
 
 
+def scoring_settings(model: model_dir.Model) -> tuple:
+  return model.ops, model.config.backbone, model.config.detector
+
+
 @pytest.mark.parametrize(
   'seeds', [range(200), pytest.param(range(200, 2200), marks=pytest.mark.slow)], ids=len
 )
@@ -474,6 +502,7 @@ def test_random_edits_give_a_model_error_or_the_same_model(seeds, model, opened,
       is_same = arrays.keys() == original.keys() and all(
         np.array_equal(arrays[name], original[name]) for name in original
       )
+      is_same &= scoring_settings(got) == scoring_settings(opened)
       if not is_same or not manifests.THRESHOLD.allow(got.thresholds.image_threshold):
         wrong.append((seed, edit.__name__, 'opened'))
     shutil.rmtree(directory)

@@ -130,6 +130,7 @@ _MANIFEST: dict[str, Description] = {
     dict, Value(float, Limits('', minimum=-_MAX_FLOAT64, maximum=_MAX_FLOAT64), is_nullable=True)
   ),
   'arrays_sha256': _DIGEST,
+  'config_sha256': _DIGEST,
   'threshold_changes': Items(list, {'time': _TEXT, 'reason': _TEXT, **_THRESHOLDS}),
   'config': Settings(('data', 'backbone', 'detector')),
 }

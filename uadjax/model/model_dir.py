@@ -7,6 +7,8 @@ they are written without a copy, and read into the memory in which they stay.
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import datetime
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +110,8 @@ class Manifest(NamedTuple):
     """Return what scoring needs of the manifest.
 
     Raises:
-      ModelError: the manifest is incomplete, or its thresholds are in the wrong order.
+      ModelError: the manifest is incomplete, its thresholds are in the wrong order, or settings on
+        which scores depend are not those of the fit.
     """
     directory, manifest = self.directory, self.values
     try:
@@ -131,6 +134,11 @@ class Manifest(NamedTuple):
       path, key = directory / _MANIFEST_FILE, 'model_name'
       message = f'{key} in {path} must be {title!r}, the name of config.detector, got {name!r}.'
       raise ModelError(message, key=key, value=name, allowed=title, hint=manifests.HINT)
+    if hash_settings(configs.to_plain_dict(config)) != manifest['config_sha256']:
+      sections = 'config.data.ops, config.backbone or config.detector'
+      problem = f'{sections} in {directory / _MANIFEST_FILE} differs from the settings of the fit'
+      message = f'{problem}: config_sha256 is of other values.'
+      raise ModelError(message, key='config_sha256', hint=manifests.HINT)
     return ModelInfo(
       name, config, ops, thresholds, image_statistics, weights, directory, arrays_sha256
     )
@@ -201,12 +209,14 @@ def save_manifest(
   """Write `manifest.json` and `calibration.csv` into the folder of a model.
 
   The manifest has the configuration, the thresholds, the range of the statistics of the training
-  images, the origin of the weights, the detector's summary of the fit, and the hash of the arrays.
+  images, the origin of the weights, the detector's summary of the fit, and hashes of the arrays
+  and of the settings on which scores depend.
   The table has the scores of the good images from which the thresholds were calibrated.
   """
   paths, scores, peaks = calibration_scores
   rows = zip(paths, scores.tolist(), peaks.tolist(), strict=True)
   files.write_csv(folder / _CALIBRATION_FILE, [('path', 'score', 'peak'), *rows])
+  plain_config = configs.to_plain_dict(config)
   manifest = {
     'format': manifests.FORMAT_VERSION,
     'model_name': detectors.title(config.detector.name),
@@ -217,9 +227,16 @@ def save_manifest(
     'weights': weights._asdict(),
     'summary': dict(summary),
     'arrays_sha256': arrays_sha256,
-    'config': configs.to_plain_dict(config),
+    'config_sha256': hash_settings(plain_config),
+    'config': plain_config,
   }
   files.write_json(folder / _MANIFEST_FILE, manifest)
+
+
+def hash_settings(config: Mapping[str, Any]) -> str:
+  """Return the SHA-256 of the settings on which the scores of a model depend."""
+  values = config['data']['ops'], config['backbone'], config['detector']
+  return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def load_calibration_scores(directory: Path) -> calibration.CalibrationScores | None:
