@@ -47,6 +47,9 @@ _leaving = threading.Event()  # This process ends or reports a failure, so its w
 _POLL_INTERVAL_S = 1.0
 _REPORT_DELAY_S = 2.0  # The main thread, which knows more, may report a loss during this time.
 _EXIT_POLL_INTERVAL_S = 0.1
+# A process that has left polls JAX's coordination service for another moment, and JAX aborts it if
+# the service ends meanwhile.
+_SERVICE_GRACE_S = 2.0
 
 
 class ProcessLost(UserError):
@@ -155,6 +158,7 @@ def leave() -> None:
   if jax.process_index() == 0:
     while len(_live_processes({*range(jax.process_count())})) > 1:  # Waits for the others.
       time.sleep(_EXIT_POLL_INTERVAL_S)
+    time.sleep(_SERVICE_GRACE_S)
   jax.distributed.shutdown()
 
 
@@ -292,6 +296,8 @@ def exit_process(status: int = EXIT_FAILURE) -> NoReturn:
     _coordination_client().shutdown()
     while jax.process_index() == 0 and _live_processes({*range(jax.process_count())}):
       time.sleep(_EXIT_POLL_INTERVAL_S)
+  if jax.process_index() == 0:
+    time.sleep(_SERVICE_GRACE_S)
   _exit(status)
 
 
