@@ -155,10 +155,7 @@ def leave() -> None:
     return
   barrier('the end', _END_TIMEOUT_S)
   _leaving.set()
-  if jax.process_index() == 0:
-    while len(_live_processes({*range(jax.process_count())})) > 1:  # Waits for the others.
-      time.sleep(_EXIT_POLL_INTERVAL_S)
-    time.sleep(_SERVICE_GRACE_S)
+  _outlast_others()
   jax.distributed.shutdown()
 
 
@@ -294,11 +291,20 @@ def exit_process(status: int = EXIT_FAILURE) -> NoReturn:
   _leaving.set()
   with contextlib.suppress(jax.errors.JaxRuntimeError):
     _coordination_client().shutdown()
-    while jax.process_index() == 0 and _live_processes({*range(jax.process_count())}):
-      time.sleep(_EXIT_POLL_INTERVAL_S)
-  if jax.process_index() == 0:
-    time.sleep(_SERVICE_GRACE_S)
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    _outlast_others()
   _exit(status)
+
+
+def _outlast_others() -> None:
+  """Wait in the first process until the others have left, as they need its service until then."""
+  if jax.process_index() != 0:
+    return
+  try:
+    while _live_processes({*range(jax.process_count())}) - {0}:
+      time.sleep(_EXIT_POLL_INTERVAL_S)
+  finally:
+    time.sleep(_SERVICE_GRACE_S)
 
 
 def _watch(watched: set[int], on_failure: FailureCallback | None, heartbeat_s: float) -> None:

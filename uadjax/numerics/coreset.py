@@ -42,9 +42,7 @@ from uadjax.numerics import collectives
 from uadjax.types import Key
 
 _CANDIDATES = 4096  # Candidates of all shards together, approximately.
-_MAX_PLAIN = (
-  4096  # So many points, if they are not sharded, are selected from by plain greedy steps.
-)
+_MAX_PLAIN = 4096  # From up to so many points, not sharded, plain greedy steps select.
 _GROUP = 16  # Adjacent points become candidates together, so that fewer values are sorted.
 _MAX_NEW_CENTERS = 1024  # A pass selects no more centers than this.
 _CHUNK = 64  # A block of points is measured against 64 centers at a time, while it is in the cache.
