@@ -47,9 +47,9 @@ def test_triangles_are_the_definition_and_unpack_to_the_matrices(d, symmetric, b
     assert packed.nbytes == wrapped.packed_bytes
     packed = packed.reshape(wrapped.packed_shape)
     np.testing.assert_array_equal(packed, slow_pack(matrices))
-    out = np.zeros((6, d, d), np.float32)
-    triangles.unpack(packed.reshape(6, -1), out, symmetric)
-  np.testing.assert_array_equal(out.reshape(matrices.shape), matrices)
+    out = np.zeros_like(matrices)
+    triangles.unpack(packed, out, symmetric)
+  np.testing.assert_array_equal(out, matrices)
   assert triangles.num_rows(packed.shape[-1]) == d
   diagonal = packed[..., triangles.diagonal_positions(d)]
   np.testing.assert_array_equal(diagonal, np.diagonal(matrices, axis1=-2, axis2=-1))

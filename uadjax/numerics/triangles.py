@@ -75,19 +75,23 @@ def pack(matrices: Float[np.ndarray, 'n d d']) -> Float[np.ndarray, 'n t']:
 
 
 def unpack(
-  packed: Float[np.ndarray, 'n t'], out: Float[np.ndarray, 'n d d'], symmetric: bool = False
+  packed: Float[np.ndarray, '*shape t'],
+  out: Float[np.ndarray, '*shape d d'],
+  symmetric: bool = False,
 ) -> None:
   """Write matrices from their lower triangles.
 
   Args:
     packed: triangles of `pack`.
-    out: array to write to. Entries above the diagonals are left as they are, unless `symmetric`.
+    out: contiguous array to write to. Entries above the diagonals are left as they are, unless
+      `symmetric`.
     symmetric: whether the matrices are symmetric.
   """
-  size = block_size(out.shape[-1])
+  d = out.shape[-1]
+  packed, out, size = packed.reshape(-1, num_entries(d)), out.reshape(-1, d, d), block_size(d)
   for start in range(0, len(out), size):
     block, target = packed[start : start + size], out[start : start + size]
-    for i in range(out.shape[-1]):
+    for i in range(d):
       row = block[:, num_entries(i) : num_entries(i + 1)]
       target[:, i, : i + 1] = row
       if symmetric:

@@ -297,7 +297,7 @@ def _stored_moments(arrays: Arrays) -> gaussian.Moments:
   packed, mean = arrays['m2'], jnp.array(arrays['mean'])
   d = mean.shape[-1]
   m2 = np.empty((*packed.shape[:-1], d, d), packed.dtype)
-  triangles.unpack(packed.reshape(-1, packed.shape[-1]), m2.reshape(-1, d, d), symmetric=True)
+  triangles.unpack(packed, m2, symmetric=True)
   return gaussian.Moments(jnp.array(arrays['n']), mean, jnp.array(m2))
 
 

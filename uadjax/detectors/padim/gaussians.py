@@ -121,11 +121,10 @@ def whiten_on_host(
   h, w, t = m2.shape
   d = triangles.num_rows(t)
   out = np.ndarray((h, w, d, d), m2.dtype, memory.allocate_pages(4 * h * w * d * d))
+  triangles.unpack(m2, out)  # Of the sums, only the triangles are read.
   for j in range(0, w, _COLUMNS_AT_ONCE):
-    packed = m2[:, j : j + _COLUMNS_AT_ONCE]
-    columns = np.zeros((*packed.shape[:2], d, d), m2.dtype)  # Only the triangles are read.
-    triangles.unpack(packed.reshape(-1, t), columns.reshape(-1, d, d))
-    out[:, j : j + _COLUMNS_AT_ONCE] = whiten(jnp.array(columns), n, ridge, num_held_out)
+    columns = out[:, j : j + _COLUMNS_AT_ONCE]
+    columns[:] = whiten(jnp.array(columns), n, ridge, num_held_out)
   return out
 
 
