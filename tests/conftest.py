@@ -155,8 +155,8 @@ def fitted(trained, tmp_path_factory):
   """
 
   def directory(name: str, *flags: str) -> Path:
-    own = (small_runs.NO_EVALUATION, *flags) if flags else ()
-    workdir, copy = trained(name, *own), tmp_path_factory.mktemp('copy')
+    all_flags = (small_runs.NO_EVALUATION, *flags) if flags else ()
+    workdir, copy = trained(name, *all_flags), tmp_path_factory.mktemp('copy')
     if (workdir / 'state').is_dir():
       shutil.copytree(workdir / 'state', copy / 'state')
     return shutil.copytree(workdir / 'model', copy / 'model')

@@ -63,11 +63,11 @@ HOMES = {
 
 def modules() -> dict[str, Path]:
   """Path by dotted name."""
-  found = {}
+  path_by_module = {}
   for path in sorted(PACKAGE.rglob('*.py')):
     parts = path.relative_to(PACKAGE.parent).with_suffix('').parts
-    found['.'.join(parts[:-1] if parts[-1] == '__init__' else parts)] = path
-  return found
+    path_by_module['.'.join(parts[:-1] if parts[-1] == '__init__' else parts)] = path
+  return path_by_module
 
 
 MODULES = modules()
@@ -100,10 +100,10 @@ def test_packages_import_only_from_lower_levels():
   for module, path in MODULES.items():
     if module == 'uadjax':
       continue  # It names what others define, for type checkers alone.
-    own = package(module)
+    own_package = package(module)
     for line, name in dependencies(path):
-      of_package = package(name) == own and path.parent != PACKAGE
-      if not of_package and LEVEL[package(name)] >= LEVEL[own]:
+      of_package = package(name) == own_package and path.parent != PACKAGE
+      if not of_package and LEVEL[package(name)] >= LEVEL[own_package]:
         wrong.append(f'{path.relative_to(PACKAGE)}:{line} imports {name}')
   assert not wrong, '\n'.join(wrong)
 

@@ -38,8 +38,8 @@ def filled(name, shape):
   return value.astype(np.float32)
 
 
-def relative(found, expected):
-  return np.abs(found - expected).max() / np.abs(expected).max()
+def relative(actual, expected):
+  return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
 @pytest.fixture(scope='module')
@@ -49,8 +49,8 @@ def reference(shared):
 
 def activations(module, variables):
   x = np.random.default_rng(0).standard_normal((2, 3, 97, 75)).astype(np.float32)
-  found = jax.jit(module.apply)(variables, jnp.asarray(x.transpose(0, 2, 3, 1)))
-  return {stage: np.asarray(value).transpose(0, 3, 1, 2) for stage, value in found.items()}
+  features = jax.jit(module.apply)(variables, jnp.asarray(x.transpose(0, 2, 3, 1)))
+  return {stage: np.asarray(value).transpose(0, 3, 1, 2) for stage, value in features.items()}
 
 
 @pytest.mark.real
@@ -62,9 +62,9 @@ def test_stages_are_those_of_torchvision(name, reference, tmp_path):
   }
   np.savez(tmp_path / 'weights.npz', **tensors)
   variables, _ = weights.load(str(tmp_path / 'weights.npz'), module)
-  found = activations(module, variables)
-  assert list(found) == list(STAGES)
-  for stage, value in found.items():
+  features = activations(module, variables)
+  assert list(features) == list(STAGES)
+  for stage, value in features.items():
     assert relative(value[:1], reference[f'{name}/{stage}']) < 1e-4, stage
 
 
@@ -115,8 +115,8 @@ def test_the_weight_gradient_is_the_gradient(maps):
     )
     case = f'{kernel=} {stride=} {size=} {inner=}'
     np.testing.assert_array_equal(fast[0], plain[0], case)
-    for found, expected in zip(fast[1], plain[1], strict=True):
-      assert relative(found, expected) < 1e-4, case
+    for actual, expected in zip(fast[1], plain[1], strict=True):
+      assert relative(actual, expected) < 1e-4, case
 
 
 def test_the_gradient_of_pooling_is_the_gradient():
@@ -175,10 +175,10 @@ def test_training_moves_the_statistics_and_has_gradients_everywhere():
   @jax.jit
   def step(variables):
     def loss(params):
-      out, moved = module.apply(
+      out, updates = module.apply(
         {**variables, 'params': params}, images, train=True, mutable=['batch_stats']
       )
-      return (out['layer1'] ** 2).mean(), moved['batch_stats']
+      return (out['layer1'] ** 2).mean(), updates['batch_stats']
 
     return jax.grad(loss, has_aux=True)(variables['params'])
 

@@ -22,10 +22,10 @@ def mean(images):
 
 def scored(values, run=mean, sizes=(1, 2, 4), at_once=2):
   """The answers, and how many images each batch had."""
-  seen = []
+  batch_sizes = []
 
   async def ask():
-    batcher = batching.Batcher(Scorer([run], at_once, sizes), seen.append)
+    batcher = batching.Batcher(Scorer([run], at_once, sizes), batch_sizes.append)
     try:
       return await asyncio.gather(
         *(batcher.score(image(value)) for value in values), return_exceptions=True
@@ -33,16 +33,16 @@ def scored(values, run=mean, sizes=(1, 2, 4), at_once=2):
     finally:
       await batcher.close()
 
-  return asyncio.run(ask()), seen
+  return asyncio.run(ask()), batch_sizes
 
 
 def test_each_gets_its_own_answer():
   for sizes, at_once in itertools.product([(1,), (4,), (1, 2, 4), (3, 7)], (1, 3)):
-    answers, seen = scored(range(23), sizes=sizes, at_once=at_once)
+    answers, batch_sizes = scored(range(23), sizes=sizes, at_once=at_once)
     assert [answer.score for answer in answers] == list(range(23)), (sizes, at_once)
     assert all((answer.anomaly_map == answer.score).all() for answer in answers), (sizes, at_once)
-    assert sum(seen) == 23, (sizes, at_once)
-    assert max(seen) <= sizes[-1], (sizes, at_once)
+    assert sum(batch_sizes) == 23, (sizes, at_once)
+    assert max(batch_sizes) <= sizes[-1], (sizes, at_once)
 
 
 def test_queued_images_are_computed_in_one_batch():
@@ -53,10 +53,10 @@ def test_queued_images_are_computed_in_one_batch():
     assert go.wait(10)
     return mean(images)
 
-  seen = []
+  batch_sizes = []
 
   async def ask():
-    batcher = batching.Batcher(Scorer([slow], 1, (1, 2, 4, 8)), seen.append)
+    batcher = batching.Batcher(Scorer([slow], 1, (1, 2, 4, 8)), batch_sizes.append)
     first = asyncio.create_task(batcher.score(image(0)))
     await asyncio.to_thread(begun.wait, 10)
     others = [asyncio.create_task(batcher.score(image(value))) for value in range(1, 6)]
@@ -70,7 +70,7 @@ def test_queued_images_are_computed_in_one_batch():
     return [answer.score for answer in answers]
 
   assert asyncio.run(ask()) == [0, 1, 2, 3, 4, 5]
-  assert seen == [1, 5]  # Whoever was given up was not computed.
+  assert batch_sizes == [1, 5]  # Whoever was given up was not computed.
 
 
 def test_a_failed_batch_fails_only_its_own_images():

@@ -16,7 +16,7 @@ from uadjax.system import files
 budgets = st.floats(0.001, 0.999)
 # Few distinct values, so that ties are common; halves and negative ones, so that none is special.
 values = st.integers(-3, 6).map(lambda i: i / 2)
-some = st.lists(values, min_size=1, max_size=12).map(np.array)
+score_arrays = st.lists(values, min_size=1, max_size=12).map(np.array)
 
 
 def from_scores(scores, budget=0.01, **options):
@@ -83,11 +83,11 @@ def test_42_good_images_cannot_promise_one_percent():
 
 
 def test_one_percent_with_confidence_needs_299_good_images():
-  for n, kept in ((298, False), (299, True)):
+  for n, is_met in ((298, False), (299, True)):
     limits = from_scores(np.arange(float(n)), confident=True)
     assert limits.num_normals_required == 299, n
-    assert (limits.false_alarm_rate_bound <= 0.01) == kept, n
-    assert limits.is_over_budget == (not kept), n
+    assert (limits.false_alarm_rate_bound <= 0.01) == is_met, n
+    assert limits.is_over_budget == (not is_met), n
     assert limits.image_threshold == pytest.approx(n - 1, rel=2e-4), n
 
 
@@ -98,8 +98,8 @@ def test_one_percent_on_average_needs_99_good_images():
 
 def test_each_percent_of_99_scores_has_its_own_threshold():
   limits = [from_scores(np.arange(1.0, 100), percent / 100) for percent in range(1, 100)]
-  assert [int(one.image_threshold) for one in limits] == [*range(99, 0, -1)]
-  assert not any(one.is_over_budget for one in limits)
+  assert [int(limit.image_threshold) for limit in limits] == [*range(99, 0, -1)]
+  assert not any(limit.is_over_budget for limit in limits)
 
 
 def test_the_largest_budget_takes_the_smallest_score():
@@ -120,7 +120,7 @@ def test_promises_hold_over_many_calibrations(n, budget, confident):
   assert abs(held - 0.95) < 4 * (0.95 * 0.05 / draws) ** 0.5
 
 
-@given(some)
+@given(score_arrays)
 def test_ties_only_make_false_alarms_rarer(scores):
   # Each of n + 1 equally likely scores in turn is the unseen one.
   odd_one_out = [
@@ -136,9 +136,9 @@ def test_ties_only_make_false_alarms_rarer(scores):
 # Thresholds.
 
 
-@given(some, budgets, budgets, st.booleans())
-def test_a_larger_budget_never_raises_a_threshold(scores, one, other, confident):
-  small, large = sorted([one, other])
+@given(score_arrays, budgets, budgets, st.booleans())
+def test_a_larger_budget_never_raises_a_threshold(scores, first, second, confident):
+  small, large = sorted([first, second])
   strict, lax = (
     calibration.from_normals(scores, scores[::-1], b, large, confident) for b in (small, large)
   )
@@ -150,7 +150,7 @@ def test_a_larger_budget_never_raises_a_threshold(scores, one, other, confident)
   assert strict.review_threshold <= narrow.review_threshold
 
 
-@given(some, budgets)
+@given(score_arrays, budgets)
 def test_confidence_never_lowers_a_threshold(scores, budget):
   assert (
     from_scores(scores, budget).image_threshold
@@ -158,7 +158,7 @@ def test_confidence_never_lowers_a_threshold(scores, budget):
   )
 
 
-@given(some, st.floats(1e-3, 1e3))
+@given(score_arrays, st.floats(1e-3, 1e3))
 def test_thresholds_lie_a_hair_above_a_score_and_scale_with_it(scores, scale):
   limits = calibration.from_normals(scores, scores * scale, 0.2, 0.4)
   below = scores[scores < limits.image_threshold]
@@ -187,7 +187,7 @@ def f1(normal, anomalous, threshold):
   return 2 * hits / (hits + alarms + len(anomalous))
 
 
-@given(some, some)
+@given(score_arrays, score_arrays)
 def test_f1_is_the_largest_of_all_thresholds_with_the_fewest_misses(normal, anomalous):
   limits = calibration.from_labeled(normal, normal, anomalous, 'f1', 0.01)
   every = thresholds_between([*normal, *anomalous])
@@ -197,7 +197,7 @@ def test_f1_is_the_largest_of_all_thresholds_with_the_fewest_misses(normal, anom
   assert (anomalous <= limits.image_threshold).sum() == fewest
 
 
-@given(some, some, st.sampled_from([0.1, 0.3, 1.0, 7.0]))
+@given(score_arrays, score_arrays, st.sampled_from([0.1, 0.3, 1.0, 7.0]))
 def test_cost_is_the_least_of_all_thresholds_with_the_fewest_misses(normal, anomalous, miss_cost):
   def cost(threshold):
     return (normal > threshold).sum() + miss_cost * (anomalous <= threshold).sum()
@@ -210,7 +210,7 @@ def test_cost_is_the_least_of_all_thresholds_with_the_fewest_misses(normal, anom
   assert (anomalous <= limits.image_threshold).sum() == fewest
 
 
-@given(some, some, st.sampled_from(['f1', 'cost']))
+@given(score_arrays, score_arrays, st.sampled_from(['f1', 'cost']))
 def test_a_labelled_threshold_lies_midway_between_neighbors(normal, anomalous, method):
   limits = calibration.from_labeled(normal, normal, anomalous, method, 0.01)
   scores = np.concatenate([normal, anomalous])
@@ -250,12 +250,12 @@ def test_costs_that_only_rounding_tells_apart_are_equal():
 def test_the_dearer_a_miss_the_lower_the_threshold():
   rng = np.random.default_rng(0)
   normal, anomalous = rng.normal(size=80), rng.normal(1.5, size=60)
-  found = [
+  limits = [
     calibration.from_labeled(normal, normal, anomalous, 'cost', 0.01, miss_cost=cost)
     for cost in (0.01, 0.5, 1.0, 5.0, 100.0)
   ]
-  assert all(a.image_threshold >= b.image_threshold for a, b in itertools.pairwise(found))
-  assert found[0].image_threshold > found[-1].image_threshold
+  assert all(a.image_threshold >= b.image_threshold for a, b in itertools.pairwise(limits))
+  assert limits[0].image_threshold > limits[-1].image_threshold
 
 
 def test_without_masks_pixels_and_review_are_those_of_good_images():
@@ -281,7 +281,7 @@ def test_a_threshold_below_all_that_good_images_need_pulls_review_down():
   assert limits.review_threshold == limits.image_threshold == 2.25
 
 
-@given(some, some)
+@given(score_arrays, score_arrays)
 def test_pixels_are_marked_with_the_largest_f1_and_the_fewest_misses(normal, anomalous):
   score = np.unique(anomalous)[::-1].astype(np.float32)
   counts = [np.array([(x >= s).sum() for s in score]) for x in (anomalous, normal)]
@@ -328,12 +328,12 @@ def test_a_manifest_keeps_that_thresholds_were_set_by_hand(tmp_path):
 
 def test_thresholds_are_described_in_sentences():
   for limits in calibrated():
-    told = str(limits)
+    text = str(limits)
     reviewed = limits.review_threshold < limits.image_threshold
     band = f'review above {limits.review_threshold:.4g}' if reviewed else 'nothing to review'
-    assert told.startswith(f'NG above {limits.image_threshold:.4g}, {band}')
-    assert told.endswith('.')
-    assert '50 independent good images' in told or 'and 50 good images' in told
+    assert text.startswith(f'NG above {limits.image_threshold:.4g}, {band}')
+    assert text.endswith('.')
+    assert '50 independent good images' in text or 'and 50 good images' in text
 
 
 def test_why_there_is_nothing_to_review_is_told():
@@ -346,9 +346,9 @@ def test_why_there_is_nothing_to_review_is_told():
 
 def test_a_labelled_threshold_is_said_to_be_optimistic():
   normal, anomalous = np.arange(20.0), np.array([17.5, 30, 31])
-  told = str(calibration.from_labeled(normal, normal, anomalous, 'f1', 0.01))
-  assert 'on 3 defective images, of which 1 are missed, and 20 good images' in told
-  assert 'optimistic' in told
+  text = str(calibration.from_labeled(normal, normal, anomalous, 'f1', 0.01))
+  assert 'on 3 defective images, of which 1 are missed, and 20 good images' in text
+  assert 'optimistic' in text
 
 
 LIMITS = calibration.from_normals(np.arange(100.0), np.arange(100.0), 0.01)._replace(
@@ -410,7 +410,7 @@ def test_thresholds_that_are_not_overridden_stay():
 
 
 @pytest.mark.parametrize(
-  ('options', 'kind', 'said'),
+  ('options', 'kind', 'message'),
   [
     ({'budget': 1.5}, ConfigError, r'budget .* got 1\.5'),
     ({'budget': 0.0}, ConfigError, r'got 0\.0'),
@@ -425,8 +425,8 @@ def test_thresholds_that_are_not_overridden_stay():
     ({'method': 'cost', 'labeled': 'data', 'miss_cost': math.inf}, ConfigError, 'got inf'),
   ],
 )
-def test_a_setting_that_cannot_be_carried_out_is_refused(options, kind, said):
-  with pytest.raises(kind, match=said):
+def test_a_setting_that_cannot_be_carried_out_is_refused(options, kind, message):
+  with pytest.raises(kind, match=message):
     calibration.validate_settings(configs.replace(CalibrateSettings(), options))
 
 
@@ -443,14 +443,14 @@ def test_a_method_is_one_that_can_be_carried_out():
 
 
 def test_too_few_or_infinite_scores_are_refused():
-  one, none = np.ones(1), np.zeros(0)
+  single, empty = np.ones(1), np.zeros(0)
   with pytest.raises(DataError, match='one good image'):
-    from_scores(none)
+    from_scores(empty)
   with pytest.raises(DataError, match='one defective image'):
-    calibration.from_labeled(one, one, none, 'f1', 0.01)
+    calibration.from_labeled(single, single, empty, 'f1', 0.01)
   with pytest.raises(DataError, match='1 of 2 scores of good'):
     from_scores(np.array([1.0, math.nan]))
   with pytest.raises(DataError, match='1 of 1 scores of defective'):
-    calibration.from_labeled(one, one, np.array([math.inf]), 'cost', 0.01)
+    calibration.from_labeled(single, single, np.array([math.inf]), 'cost', 0.01)
   with pytest.raises(KeyError, match='normals'):
-    calibration.from_labeled(one, one, one, 'normals', 0.01)
+    calibration.from_labeled(single, single, single, 'normals', 0.01)

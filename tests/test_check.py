@@ -91,7 +91,7 @@ def line(root: Path, name: str, text: str) -> None:
 
 
 def copy(root: Path, source: str, target: str) -> None:
-  """The same pixels in a file of other bytes."""
+  """Return a file of other bytes with the pixels of a file."""
   Image.open(root / source).save(root / target, compress_level=1, optimize=False)
 
 

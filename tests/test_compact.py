@@ -59,8 +59,8 @@ def test_the_backbone_has_less_than_three_million_parameters(variables):
 
 def flops(module):
   images = jnp.zeros((1, 256, 256, 3))
-  made = jax.eval_shape(module.init, jax.random.key(0), images)
-  cost = jax.jit(module.apply).lower(made, images).cost_analysis()
+  variables = jax.eval_shape(module.init, jax.random.key(0), images)
+  cost = jax.jit(module.apply).lower(variables, images).cost_analysis()
   return cost['flops']  # pyright: ignore[reportOptionalSubscript]
 
 
@@ -72,25 +72,29 @@ def test_the_backbone_takes_less_than_two_thirds_of_the_flops_of_resnet18():
 def test_stages_one_by_one_are_the_whole(variables):
   x, whole = IMAGE, apply(variables, IMAGE)
   for name, plan in compact.STAGE_CONFIGS.items():
-    own = {collection: tree[name] for collection, tree in variables.items()}
-    x = jax.jit(compact.Stage(plan).apply)(own, x)
+    stage_variables = {collection: tree[name] for collection, tree in variables.items()}
+    x = jax.jit(compact.Stage(plan).apply)(stage_variables, x)
     np.testing.assert_allclose(x, whole[name], rtol=1e-5, atol=1e-5)
 
 
 def test_training_moves_the_statistics(variables):
   x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3)) + 1
   stage = compact.Stage(compact.STAGE_CONFIGS['layer1'])
-  own = {collection: tree['layer1'] for collection, tree in variables.items()}
+  stage_variables = {collection: tree['layer1'] for collection, tree in variables.items()}
 
   def new_statistics(train):
-    _, new = jax.jit(lambda own, x: stage.apply(own, x, train, mutable=['batch_stats']))(own, x)
+    _, new = jax.jit(
+      lambda stage_variables, x: stage.apply(stage_variables, x, train, mutable=['batch_stats'])
+    )(stage_variables, x)
     return new['batch_stats']
 
   assert any(
     bool((a != b).any())
-    for a, b in zip(*map(jax.tree.leaves, (new_statistics(True), own['batch_stats'])), strict=True)
+    for a, b in zip(
+      *map(jax.tree.leaves, (new_statistics(True), stage_variables['batch_stats'])), strict=True
+    )
   )
-  jax.tree.map(np.testing.assert_array_equal, new_statistics(False), own['batch_stats'])
+  jax.tree.map(np.testing.assert_array_equal, new_statistics(False), stage_variables['batch_stats'])
 
 
 def test_the_embedded_weights_are_those_of_the_card():
@@ -112,13 +116,13 @@ def test_the_embedded_weights_see_what_the_teacher_sees(shared):
   paths = sorted((shared / 'data' / 'mvtec_ad' / 'screw' / 'train' / 'good').iterdir())[:4]
   ops = transforms.parse('resize(256)')
   pixels = jnp.asarray(np.stack([ops.apply(image_io.decode(path)) for path in paths]))
-  seen = []
+  features = []
   for name, weights in (('compact', 'embedded'), ('resnet18', str(file))):
     module = backbones.build(name, compact.STAGES)
     variables, _ = pretrained_weights.load(weights, module)
-    seen.append(jax.jit(module.apply)(variables, backbones.normalize(pixels)))
+    features.append(jax.jit(module.apply)(variables, backbones.normalize(pixels)))
   for stage in compact.STAGES:
-    ours, theirs = (x[stage].reshape(-1, x[stage].shape[-1]) for x in seen)
+    ours, theirs = (x[stage].reshape(-1, x[stage].shape[-1]) for x in features)
     ours, theirs = ours - theirs.mean(axis=0, keepdims=True), theirs - theirs.mean(axis=0)[None]
     explained = 1 - jnp.sum((ours - theirs) ** 2) / jnp.sum(theirs**2)
     assert explained > 0.5, stage  # Of the teacher's variance; random weights explain none.

@@ -206,7 +206,7 @@ def test_scores_are_the_same_cold_warm_and_from_damaged_entries(used, directory)
     assert score() == cold
 
 
-def test_it_stays_within_its_size(used):
+def test_the_cache_stays_within_its_size(used):
   limit, names = 20_000, set()
   jax.config.update('jax_compilation_cache_max_size', limit)
   jax_cache.reset_cache()

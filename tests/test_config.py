@@ -153,7 +153,7 @@ def test_a_missing_file_is_named():
     ('config = 3', r'does not define get_config\(arg\)'),
   ],
 )
-def test_whatever_a_config_raises_is_one_message(code, words, tmp_path):
+def test_an_exception_in_a_config_is_one_message(code, words, tmp_path):
   file = tmp_path / 'own.py'
   file.write_text(code)
   with pytest.raises(ConfigError, match=words) as caught:

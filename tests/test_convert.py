@@ -104,13 +104,13 @@ def test_real_data_survive_conversion(shared, tmp_path):
   before, after = layouts.load(source), layouts.load(tmp_path / 'out')
   assert len(after.train) == len(before.train)
 
-  def known(records):
+  def contents(records):
     return {
       r.path.read_bytes(): (r.defect, image_io.read_mask(r.mask).sum() if r.is_anomalous else 0)
       for r in records
     }
 
-  assert known(after.test) == known(before.test)
+  assert contents(after.test) == contents(before.test)
 
 
 # All
@@ -133,9 +133,9 @@ def test_targets_and_kinds_that_are_refused(tmp_path):
   assert keep.read_text() == 'mine'
   (tmp_path / 'empty').mkdir()
   write(source / 'a.json', labelme('a.png', []))
-  made = convert(source, 'LabelMe', tmp_path / 'empty')
-  assert made.num_train == 1
-  assert made.notes == ('No label marks a defect: all images count as good.',)
+  conversion = convert(source, 'LabelMe', tmp_path / 'empty')
+  assert conversion.num_train == 1
+  assert conversion.notes == ('No label marks a defect: all images count as good.',)
   (tmp_path / 'nothing').mkdir()
   for kind in ('LabelMe', 'VOC', 'COCO', 'MVTec_AD'):
     with pytest.raises(DataError):

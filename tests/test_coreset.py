@@ -252,28 +252,30 @@ def lonely(n, d):
   'points', [normal(200, 20), clusters(200, 20), 1e-3 * normal(200, 3), lonely(200, 8)]
 )
 def test_sketches_are_no_farther_apart_than_points(points):
-  made = cloud(points)
-  assert made.sketch.shape == (200, min(points.shape[1] + 1, SMALL['_SKETCH']))
-  norms, true = pairs(np.asarray(made.points, np.float64) - np.asarray(made.center, np.float64))
-  _, bound = pairs(made.sketch)
+  point_set = cloud(points)
+  assert point_set.sketch.shape == (200, min(points.shape[1] + 1, SMALL['_SKETCH']))
+  norms, true = pairs(
+    np.asarray(point_set.points, np.float64) - np.asarray(point_set.center, np.float64)
+  )
+  _, bound = pairs(point_set.sketch)
   assert (bound <= true + coreset._ROUNDING_MARGIN * norms).all()
 
 
 def test_sketches_lose_nothing_where_few_dimensions_hold_all_variance():
   """Whatever they are: the bound is as tight as it can be."""
   points = normal(200, 6) @ normal(6, 20, 1)
-  made = cloud(points)
-  np.testing.assert_allclose(pairs(made.sketch)[1], pairs(points)[1], rtol=1e-3, atol=1e-3)
+  point_set = cloud(points)
+  np.testing.assert_allclose(pairs(point_set.sketch)[1], pairs(points)[1], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize('d', [3, 20])
 def test_bytes_per_point_equal_the_size_of_the_arrays(d):
   points = normal(200, d)
-  made = cloud(points)
+  point_set = cloud(points)
   held = (
-    made.points.nbytes
-    + made.point_id.nbytes
-    + made.sketch.nbytes
+    point_set.points.nbytes
+    + point_set.point_id.nbytes
+    + point_set.sketch.nbytes
     + select(points, 1).squared_distance.nbytes
   )
   assert held == 200 * coreset.bytes_per_point(d)
@@ -294,7 +296,7 @@ def select_split(points, number, valid, count, devices):
   shards = mesh.shards(jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',)))
   specs = coreset.CENTER_AND_SKETCH_SPECS
   center_and_sketch = shards.shard_map(coreset.center_and_sketch, (P('data'),) * 3, specs)
-  made = coreset.PointSet(points, number, *center_and_sketch(points, valid, number))
+  point_set = coreset.PointSet(points, number, *center_and_sketch(points, valid, number))
   begin = functools.partial(coreset.init, jax.random.key(5), max_centers=count)
   begun = shards.shard_map(begin, (P('data'), P('data')), coreset.SELECTION_SPECS)(valid, number)
   advance = shards.shard_map(
@@ -302,7 +304,7 @@ def select_split(points, number, valid, count, devices):
     (coreset.POINT_SET_SPECS, coreset.SELECTION_SPECS, P()),
     coreset.SELECTION_SPECS,
   )
-  return advance(made, begun, jnp.int32(count))
+  return advance(point_set, begun, jnp.int32(count))
 
 
 def sharded_select(points, number, valid, count, devices):

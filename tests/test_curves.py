@@ -95,20 +95,20 @@ def test_operating_points_count_what_exceeds_the_threshold_and_lie_on_the_curves
     pixels=(normal, anomalous, weight),
     pixel=threshold,
   )
-  false, found = (normal > threshold).mean(), (anomalous > threshold).mean()
+  false_rate, recall = (normal > threshold).mean(), (anomalous > threshold).mean()
   hits, calls = (
     (anomalous > threshold).sum(),
     sum((x > threshold).sum() for x in (normal, anomalous)),
   )
   overlap = np.mean([(anomalous[region == r] > threshold).mean() for r in set(region)])
   for line in curves.panel_lines(data, 'roc'):
-    np.testing.assert_allclose(line.operating_point, (false, found))
+    np.testing.assert_allclose(line.operating_point, (false_rate, recall))
   for line in curves.panel_lines(data, 'pr'):
     assert (line.operating_point is None) == (calls == 0)
     if calls:
-      np.testing.assert_allclose(line.operating_point, (found, hits / calls))
+      np.testing.assert_allclose(line.operating_point, (recall, hits / calls))
   for line in curves.panel_lines(data, 'pro'):
-    np.testing.assert_allclose(line.operating_point, (false, overlap))
+    np.testing.assert_allclose(line.operating_point, (false_rate, overlap))
   lines = [line for panel in curves.CURVES for line in curves.panel_lines(data, panel)]
   assert len(lines) == 5
   for line in lines:
@@ -182,10 +182,15 @@ def test_files_are_whole_small_and_replace_older_ones(tmp_path):
 def test_same_data_same_bytes_whatever_the_users_style(tmp_path):
   data = realistic(pixels=1000)
   draw_some(tmp_path / 'a', data, 'curves')  # Which has all panels.
-  own = {'font.size': 30, 'axes.facecolor': 'black', 'svg.fonttype': 'none', 'savefig.dpi': 50}
-  with matplotlib.rc_context(own):
+  user_style = {
+    'font.size': 30,
+    'axes.facecolor': 'black',
+    'svg.fonttype': 'none',
+    'savefig.dpi': 50,
+  }
+  with matplotlib.rc_context(user_style):
     draw_some(tmp_path / 'b', data, 'curves')
-    assert {key: matplotlib.rcParams[key] for key in own} == own
+    assert {key: matplotlib.rcParams[key] for key in user_style} == user_style
     assert matplotlib.rcParams['svg.hashsalt'] is None
   for name in ('curves.png', 'curves.svg'):
     assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
@@ -219,7 +224,7 @@ def test_numbers_stand_beside_the_curves(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('scores', 'defects', 'said'),
+  ('scores', 'defects', 'expected'),
   [
     ([], [], 'There are no test images.'),
     pytest.param(
@@ -242,18 +247,18 @@ def test_numbers_stand_beside_the_curves(tmp_path):
   ],
 )  # fmt: skip
 def test_missing_classes_and_infinite_scores_are_noted_in_the_figures(
-  tmp_path, scores, defects, said
+  tmp_path, scores, defects, expected
 ):
   data = curves_of(scores, defects)
   curves.draw(tmp_path / 'curves', data)
   assert {path.name for path in (tmp_path / 'curves').iterdir()} == NAMES
-  assert said in words(tmp_path / 'curves', 'curves')
+  assert expected in words(tmp_path / 'curves', 'curves')
   both = {'good'} < set(defects)
   assert ('Images: no curve' in words(tmp_path / 'curves', 'roc')) is not both
 
 
 def test_the_summary_starts_with_defects_and_never_calls_review_missed():
-  for scores, defects, said in (
+  for scores, defects, expected in (
     ([1.0, 1.7, 1.8, 2.5, 2.6], ['good', 'good', 'a', 'a', 'b'],
      '3 defective images: 2 found (67 %), 1 to review (33 %), 0 missed (0 %). '
      '2 good images: 1 passed (50 %), 1 to review (50 %), 0 falsely rejected (0 %).'),
@@ -261,9 +266,9 @@ def test_the_summary_starts_with_defects_and_never_calls_review_missed():
      '2 good images: 1 passed (50 %), 1 to review (50 %), 0 falsely rejected (0 %).'),
   ):  # fmt: skip
     data = curves_of(scores, defects, 2.0, 1.5)
-    assert curves.summary(data) == said
+    assert curves.summary(data) == expected
     of_labels = data._replace(thresholds=limits(2.0, review=1.5, labeled=10))
-    assert curves.summary(of_labels) == said + (
+    assert curves.summary(of_labels) == expected + (
       ' The threshold was set on labeled images; if they include these, the numbers are optimistic.'
     )
 
@@ -305,15 +310,15 @@ def test_the_hardest_types_come_first_and_the_easiest_of_many_as_one(tmp_path):
   defects = [f'type {i:02}' for i in range(14)]
   draw_some(tmp_path, curves_of(np.arange(14.0), defects, image=5.0), 'histogram')
   text = words(tmp_path, 'histogram')
-  shown = [name for name in defects if f'<!-- {name} -->' in text]
-  assert shown == defects[:9]
+  names = [name for name in defects if f'<!-- {name} -->' in text]
+  assert names == defects[:9]
   assert '<!-- 5 other types -->' in text
   assert text.index('type 00') < text.index('type 08') < text.index('5 other types')
 
 
 def test_shares_are_distinct_from_none_and_all():
-  said = {
+  expected = {
     0.0: '0 %', 1.0: '100 %', 0.914: '91 %', 0.034: '3 %', 0.01: '1 %',
     0.0004: '0.04 %', 0.9997: '99.97 %', 0.996: '99.6 %', 0.001: '0.1 %', 0.125: '13 %',
   }  # fmt: skip
-  assert {share: format_percent(share) for share in said} == said
+  assert {share: format_percent(share) for share in expected} == expected

@@ -90,12 +90,12 @@ def test_a_picture_depends_on_no_other(tmp_path):
 def test_the_drawing_is_that_of_its_version():
   """Who changes a picture must change demo.VERSION, or old caches are taken for new."""
   for category in demo.CATEGORIES:
-    found = [
+    sums = [
       int(rendering.render_image(category, part, defect, 0, 0, 32).pixels.sum(dtype=np.int64))
       for part, defect in (('train', 'good'), ('test', 'spot'))
     ]
     # A last bit of another processor's arithmetic may round a pixel or two the other way.
-    np.testing.assert_allclose(found, DRAWN[category], atol=4, err_msg=category)
+    np.testing.assert_allclose(sums, DRAWN[category], atol=4, err_msg=category)
 
 
 def test_categories_and_defects_of_the_demo_dataset():
@@ -110,15 +110,15 @@ def test_categories_and_defects_of_the_demo_dataset():
 
 def test_the_mask_is_where_a_defect_shows_and_nowhere_else():
   for (category, kind), number in itertools.product(KINDS, range(3)):
-    seen, case = (
+    image, case = (
       rendering.render_image(category, 'test', kind, number, 7, 128),
       (category, kind, number),
     )
-    apart = abs(seen.pixels.astype(int) - seen.defect_free).max(axis=-1)
-    assert not apart[~seen.mask].any(), case
-    near = ndimage.maximum_filter(apart, 5)  # A bright and a dark flank meet at no difference.
-    assert near[seen.mask].min() >= 3, case
-    assert 4 < seen.mask.sum() < 128 * 128 / 5, case
+    difference = abs(image.pixels.astype(int) - image.defect_free).max(axis=-1)
+    assert not difference[~image.mask].any(), case
+    near = ndimage.maximum_filter(difference, 5)  # A bright and a dark flank meet at no difference.
+    assert near[image.mask].min() >= 3, case
+    assert 4 < image.mask.sum() < 128 * 128 / 5, case
 
 
 def test_a_twin_is_good():
@@ -130,16 +130,16 @@ def test_a_twin_is_good():
 
 def test_no_size_is_too_small_for_a_defect():
   for (category, kind), size in itertools.product(KINDS, (16, 24, 51)):
-    seen = rendering.render_image(category, 'test', kind, 0, 0, size)
-    assert seen.pixels.shape[:2] == seen.mask.shape == (size, size), (category, kind, size)
-    assert seen.mask.any(), (category, kind, size)
+    image = rendering.render_image(category, 'test', kind, 0, 0, size)
+    assert image.pixels.shape[:2] == image.mask.shape == (size, size), (category, kind, size)
+    assert image.mask.any(), (category, kind, size)
 
 
 def test_a_check_finds_nothing_wrong(whole):
   for category in demo.CATEGORIES:
-    found = checks.check(whole, category)
-    assert found.problems == (), category
-    train, test = found.splits
+    report = checks.check(whole, category)
+    assert report.problems == (), category
+    train, test = report.splits
     assert (len(train), len(test)) == (4, 2 + len(demo.defect_names(category))), category
     assert {record.defect for record in test} == {'good', *demo.defect_names(category)}, category
     for record in (*train, *test):
@@ -169,11 +169,13 @@ def test_good_pictures_vary_and_defects_stand_out(whole):
     train, test = layouts.load(whole, category)
     good = np.stack([image_io.decode(record.path) for record in train]).astype(float)
     assert 1.5 < good.std(axis=0).mean() < 60, category
-    seen = [
+    images = [
       rendering.render_image(category, 'test', r.defect, 0, 0, 64) for r in test if r.is_anomalous
     ]
-    apart = [abs(one.pixels.astype(float) - one.defect_free)[one.mask].mean() for one in seen]
-    assert np.mean(apart) > 8, category  # Levels: of five times the noise.
+    differences = [
+      abs(image.pixels.astype(float) - image.defect_free)[image.mask].mean() for image in images
+    ]
+    assert np.mean(differences) > 8, category  # Levels: of five times the noise.
 
 
 def test_interrupted_leaves_nothing(tmp_path, monkeypatch):
@@ -222,8 +224,8 @@ def test_load_falls_back_on_the_demo(cache):
   before = digest(cache)
   assert data.load(config('disc')) == splits
   assert digest(cache) == before
-  there = DataSettings(str(demo.cached_dataset()), 'disc')
-  assert data.load(there) == splits
+  settings = DataSettings(str(demo.cached_dataset()), 'disc')
+  assert data.load(settings) == splits
 
 
 def test_a_category_is_drawn_when_first_asked_for(cache):

@@ -48,7 +48,7 @@ def test_the_demo_model_predicts_and_is_fitted_once(cache, caplog):
   assert answer(demo_model.DEFAULT_TITLE.upper(), disc / 'good' / '000.png').score == good.score
   assert answer('', disc / 'missing' / '000.png').score > good.score
   assert (place / 'manifest.json').stat().st_mtime_ns == before
-  assert [one.name for one in (cache / 'demo-models').iterdir()] == [place.name]
+  assert [path.name for path in (cache / 'demo-models').iterdir()] == [place.name]
   assert COMMAND in caplog.text
   assert 'is being fitted' not in caplog.text
 

@@ -36,7 +36,9 @@ def scored(model_dir):
 @pytest.fixture
 def warnings(caplog):
   """Returns a function that lists the warnings logged so far."""
-  return lambda: [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+  return lambda: [
+    record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
+  ]
 
 
 def break_converter(monkeypatch, tmp_path):
@@ -98,16 +100,16 @@ def test_a_service_starts_without_its_accelerators(model_dir, monkeypatch, tmp_p
 
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path / 'cache'))
   hide_runtimes(monkeypatch, tmp_path)
-  asked = options.Settings({'it': model_dir}, device='tpu', backend='auto')
-  settings = options.with_fallbacks(asked)
+  requested = options.Settings({'it': model_dir}, device='tpu', backend='auto')
+  settings = options.with_fallbacks(requested)
   options.validate_settings(settings)
   assert settings.device == 'auto'
   assert models.open_model('it', model_dir, settings).predictor.devices[0].platform == 'cpu'
   assert len(warnings()) == 2  # One for the device, one for the runtime.
-  asked = options.Settings({'it': model_dir}, backend='onnxruntime')
-  assert options.with_fallbacks(asked).backend == 'auto'
+  requested = options.Settings({'it': model_dir}, backend='onnxruntime')
+  assert options.with_fallbacks(requested).backend == 'auto'
   with pytest.raises(ConfigError, match='cup'):
-    options.with_fallbacks(dataclasses.replace(asked, device='cup'))
+    options.with_fallbacks(dataclasses.replace(requested, device='cup'))
 
 
 def test_the_declared_ranges_fit_what_is_installed():
@@ -126,7 +128,8 @@ def test_the_declared_ranges_can_be_installed_together(tmp_path):
   subprocess.run([*command, '--report', tmp_path / 'report.json', f'{ROOT}[all]'], check=True)
   report = json.loads((tmp_path / 'report.json').read_text())
   versions = {
-    one['metadata']['name'].lower(): one['metadata']['version'] for one in report['install']
+    package['metadata']['name'].lower(): package['metadata']['version']
+    for package in report['install']
   }
   major, minor = map(int, versions['jax'].split('.')[:2])
   assert (0, 10) <= (major, minor) < (0, 12)

@@ -32,11 +32,11 @@ def test_noise_has_unit_variance_and_more_power_in_low_frequencies():
 
 @pytest.mark.slow
 def test_views_are_drawn_anew_from_every_key(painted):
-  one = views.render_views(jax.random.key(0), painted, 8, 32)
-  assert one.dtype == jnp.uint8
-  assert one.shape == (8, 32, 32, 3)
-  np.testing.assert_array_equal(one, views.render_views(jax.random.key(0), painted, 8, 32))
-  assert (one != views.render_views(jax.random.key(1), painted, 8, 32)).any()
+  images = views.render_views(jax.random.key(0), painted, 8, 32)
+  assert images.dtype == jnp.uint8
+  assert images.shape == (8, 32, 32, 3)
+  np.testing.assert_array_equal(images, views.render_views(jax.random.key(0), painted, 8, 32))
+  assert (images != views.render_views(jax.random.key(1), painted, 8, 32)).any()
   intact, damaged = views.twin_rows(8)
   assert list(intact) == [2, 6]
   assert list(damaged) == [3, 7]
@@ -44,9 +44,9 @@ def test_views_are_drawn_anew_from_every_key(painted):
 
 @pytest.mark.slow
 def test_twins_differ_in_one_place(painted):
-  found = views.render_views(jax.random.key(2), painted, 64, 64).astype(jnp.float32)
+  images = views.render_views(jax.random.key(2), painted, 64, 64).astype(jnp.float32)
   intact, damaged = views.twin_rows(64)
-  differ = np.abs(found[damaged] - found[intact]).max(axis=-1) > 0
+  differ = np.abs(images[damaged] - images[intact]).max(axis=-1) > 0
   shares = differ.mean(axis=(1, 2))
   assert (shares < 0.75).all()  # Blocks of JPEG spread a little of it.
   assert (shares > 0).mean() > 0.5  # Elsewhere may look the same.
@@ -66,8 +66,8 @@ def test_a_layer_without_shapes_changes_nothing():
   drawn = jax.jit(shapes.draw_layer)(
     canvas, layer._replace(confines_later_layers=jnp.float32(0)), jnp.zeros((5, 32, 32))
   )
-  for one, other in zip(drawn, canvas, strict=True):
-    np.testing.assert_allclose(one, other, rtol=1e-5)
+  for actual, expected in zip(drawn, canvas, strict=True):
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 compare = jax.jit(losses.distillation_loss)
@@ -98,9 +98,9 @@ def test_a_perfect_student_has_no_loss_and_the_mean_has_one():
 
 def test_distances_are_those_of_the_definition():
   x = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
-  found = losses._pairwise_distances(jnp.asarray(x))
-  slow = np.array([[((a - b) ** 2).sum() for b in x] for a in x]) + 1e6 * np.eye(7)
-  np.testing.assert_allclose(found, slow, rtol=1e-4, atol=1e-4)
+  actual = losses._pairwise_distances(jnp.asarray(x))
+  expected = np.array([[((a - b) ** 2).sum() for b in x] for a in x]) + 1e6 * np.eye(7)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope='module')
@@ -121,10 +121,10 @@ def state(fresh):
   """As after some steps: what begins as zeros and ones has moved."""
   leaves, tree = jax.tree.flatten(fresh)
   rng = np.random.default_rng(0)
-  moved = [
+  changed_leaves = [
     x + jnp.asarray(rng.uniform(0.1, 0.5, x.shape), x.dtype) if x.ndim == 1 else x for x in leaves
   ]
-  return jax.tree.unflatten(tree, moved)._replace(step=jnp.int32(7))
+  return jax.tree.unflatten(tree, changed_leaves)._replace(step=jnp.int32(7))
 
 
 @pytest.mark.slow
@@ -132,10 +132,12 @@ def test_a_loaded_state_equals_the_saved_one(tmp_path, state, scales):
   recipe = student.Recipe(seed=5, learning_rate=0.1)
   for _ in range(2):  # The second takes the place of the first.
     store.save(tmp_path, state, scales, {'recipe': recipe._asdict()})
-  found = store.load(tmp_path)
-  assert jax.tree.structure(found) == jax.tree.structure((recipe, state, scales))
-  for one, other in zip(*map(jax.tree.leaves, (found, (recipe, state, scales))), strict=True):
-    np.testing.assert_array_equal(one, other)
+  loaded = store.load(tmp_path)
+  assert jax.tree.structure(loaded) == jax.tree.structure((recipe, state, scales))
+  for actual, expected in zip(
+    *map(jax.tree.leaves, (loaded, (recipe, state, scales))), strict=True
+  ):
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_without_a_checkpoint_there_is_no_going_on(tmp_path):
@@ -151,9 +153,9 @@ def test_statistics_become_steady_before_views_become_large():
 
 @pytest.mark.slow
 def test_exported_weights_compute_the_features_of_the_average(tmp_path, state):
-  told = store.export(tmp_path / 'compact.safetensors', state, {'seed': 0})
-  assert told['bytes'] == (tmp_path / 'compact.safetensors').stat().st_size
-  assert told['parameters'] < 3_000_000
+  summary = store.export(tmp_path / 'compact.safetensors', state, {'seed': 0})
+  assert summary['bytes'] == (tmp_path / 'compact.safetensors').stat().st_size
+  assert summary['parameters'] < 3_000_000
   x = jax.random.normal(jax.random.key(3), (2, 64, 64, 3))
   apply = jax.jit(compact.Compact().apply)
   shipped, _ = weights.load(str(tmp_path / 'compact.safetensors'), compact.Compact())

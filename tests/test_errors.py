@@ -68,14 +68,14 @@ def test_settings_in_messages_can_be_pasted_back(spelling, read):
     error = ConfigError('It is wrong.', hint=('Pass ', setting, '; or nothing.'))
     with pytest.raises(ConfigError) as caught, errors.setting_format(spelling):
       raise error
-    told = str(caught.value)
-    assert told.startswith('It is wrong. Pass ')
-    words = told.removeprefix('It is wrong. Pass ').removesuffix('; or nothing.')
+    text = str(caught.value)
+    assert text.startswith('It is wrong. Pass ')
+    words = text.removeprefix('It is wrong. Pass ').removesuffix('; or nothing.')
     overrides = read(words)
     assert [key for key, _ in overrides] == [setting.key]
     config = settings.load('padim', overrides)
-    wanted = tuple(setting.value) if isinstance(setting.value, list) else setting.value
-    assert configs.describe(config)[setting.key].value == wanted, words
+    expected = tuple(setting.value) if isinstance(setting.value, list) else setting.value
+    assert configs.describe(config)[setting.key].value == expected, words
 
 
 def test_each_front_end_has_its_own_words():
@@ -130,10 +130,10 @@ def test_errors_keep_their_data(kind):
   hint = 'Use less than ', Setting('fit.steps', 3), '.'
   error = kind('Too many.', key='fit.steps', value=9, allowed=(1, 3), hint=hint)
   again = pickle.loads(pickle.dumps(error))
-  for one in (error, again):
-    assert (one.key, one.value, one.allowed, one.hint) == ('fit.steps', 9, (1, 3), hint)
-    assert one.message == 'Too many.'
-    assert str(one) == 'Too many. Use less than fit.steps=3.'
+  for copy in (error, again):
+    assert (copy.key, copy.value, copy.allowed, copy.hint) == ('fit.steps', 9, (1, 3), hint)
+    assert copy.message == 'Too many.'
+    assert str(copy) == 'Too many. Use less than fit.steps=3.'
   assert str(kind('Only this.')) == 'Only this.'
   assert str(kind('Lines:\na\n', hint='Mend them.')) == 'Lines:\na\nMend them.'
   assert isinstance(kind(), Exception) == (kind is not Interrupted)

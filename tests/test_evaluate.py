@@ -1,4 +1,4 @@
-"""What is measured, against a slow loop over every image and pixel."""
+"""Metrics, against a slow loop over every image and pixel."""
 
 import collections
 from pathlib import Path
@@ -45,13 +45,13 @@ def slow_regions(mask):
 def cases():
   """(record, result, truth) of test images: of odd sizes, cropped, one without a mask."""
   rng = np.random.default_rng(0)
-  made = []
+  cases = []
   for number, (shape, defect) in enumerate(
     zip(SHAPES, ('good', 'good', 'spot', 'spot', 'scratch'), strict=True)
   ):
     values = rng.integers(0, 6, shape).astype(np.float32)  # Ties abound.
-    seen = np.ones(shape, bool)
-    seen[0] = number % 2 == 0  # Some crops leave the first row out.
+    visible = np.ones(shape, bool)
+    visible[0] = number % 2 == 0  # Some crops leave the first row out.
     truth = rng.random(shape) < 0.3 if defect != 'good' else np.zeros(shape, bool)
     record = Record(Path(f'{number}.png'), defect)
     score = float(values.max() + number)
@@ -59,9 +59,9 @@ def cases():
     source = inputs.Source(str(record.path), record.path)
     result = Result(source, '', OPS, LIMITS, shape, score, np.zeros((4, 4), np.float32))
     assert result.label == label
-    result.restored = transforms.RestoredMap(values, seen)
-    made.append((record, result, None if number == 3 else truth))
-  return made
+    result.restored = transforms.RestoredMap(values, visible)
+    cases.append((record, result, None if number == 3 else truth))
+  return cases
 
 
 def measured(cases):
@@ -82,8 +82,8 @@ def test_pixels_at_the_threshold_are_counted_one_by_one(cases):
       marked, bad = bool(result.predicted_mask[at]), bool(truth[at])
       tp, fp = tp + (marked and bad), fp + (marked and not bad)
       fn, tn = fn + (bad and not marked), tn + (not marked and not bad)
-  found = measured(cases)
-  at = found['at_threshold']
+  metrics = measured(cases)
+  at = metrics['at_threshold']
   assert at['pixel_precision'] == tp / (tp + fp)
   assert at['pixel_recall'] == tp / (tp + fn)
   assert at['iou'] == tp / (tp + fp + fn)
@@ -91,9 +91,9 @@ def test_pixels_at_the_threshold_are_counted_one_by_one(cases):
   assert at['accuracy'] == (tp + tn) / (tp + fp + fn + tn)
   chance = ((tp + fp) * (tp + fn) + (tn + fn) * (tn + fp)) / (tp + fp + fn + tn) ** 2
   assert at['kappa'] == pytest.approx((at['accuracy'] - chance) / (1 - chance), abs=1e-12)
-  assert found['counts']['unseen_pixels'] == unseen > 0
-  assert found['counts']['unseen_defect_pixels'] == lost
-  assert found['counts']['without_mask'] == 1
+  assert metrics['counts']['unseen_pixels'] == unseen > 0
+  assert metrics['counts']['unseen_defect_pixels'] == lost
+  assert metrics['counts']['without_mask'] == 1
   regions = at['miss_rate_by_region_size']['<100']
   hits = [
     any(result.predicted_mask[at] for at in region)
@@ -107,12 +107,12 @@ def test_pixels_at_the_threshold_are_counted_one_by_one(cases):
 
 
 def test_images_are_counted_one_by_one(cases):
-  found = measured(cases)
+  metrics = measured(cases)
   want = slow_auroc([(record.is_anomalous, result.score) for record, result, _ in cases])
-  assert found['image_auroc'] == pytest.approx(want, abs=1e-12)
+  assert metrics['image_auroc'] == pytest.approx(want, abs=1e-12)
   good = [result.label for record, result, _ in cases if not record.is_anomalous]
   bad = [result.label for record, result, _ in cases if record.is_anomalous]
-  at = found['at_threshold']
+  at = metrics['at_threshold']
   assert at['false_alarm_rate'] == good.count('NG') / len(good)
   assert at['review_rate'] == {
     'good': good.count('review') / len(good), 'defective': bad.count('review') / len(bad),

@@ -1,4 +1,4 @@
-"""What is exported says what the model says, in every runtime, or is not there at all."""
+"""Exported graphs have the scores of their model in every runtime, or are not written at all."""
 
 import functools
 import json
@@ -76,19 +76,19 @@ def test_a_graph_says_the_same(model_of, name, format, photos, tmp_path):
   want = jax.device_get(model.score(model.fitted, taken))
   run, batch = exporter._FORMATS[format].load(path), beside['input']['shape'][0]
   got = [run(part) for part in np.split(taken, range(1, len(taken)))] if batch else [run(taken)]
-  np.testing.assert_allclose(np.concatenate([one.map for one in got]), want.map, rtol=1e-4)
-  np.testing.assert_allclose(np.concatenate([one.image for one in got]), want.image, rtol=1e-4)
+  np.testing.assert_allclose(np.concatenate([item.map for item in got]), want.map, rtol=1e-4)
+  np.testing.assert_allclose(np.concatenate([item.image for item in got]), want.image, rtol=1e-4)
   assert beside['thresholds'] == model.thresholds._asdict()
   assert beside['agreement']['source'] == 'good images'
   assert 0 < beside['agreement']['images'] <= small_runs.TRAIN
-  assert {one.name.partition('.')[0] for one in tmp_path.iterdir()} == {'it'}
+  assert {item.name.partition('.')[0] for item in tmp_path.iterdir()} == {'it'}
 
 
 def test_onnx_runtime_alone_runs_the_file_at_any_batch(model_of, patchcore, photos):
   model = model_of('patchcore')
   session = onnxruntime.InferenceSession(patchcore)
-  assert [one.name for one in session.get_inputs()] == ['image']
-  assert [one.name for one in session.get_outputs()] == ['map', 'score']
+  assert [value.name for value in session.get_inputs()] == ['image']
+  assert [value.name for value in session.get_outputs()] == ['map', 'score']
   taken = np.stack([model.ops.apply(photo) for photo in photos])
   want = jax.device_get(model.score(model.fitted, taken))
   for count in range(1, len(taken) + 1):
@@ -101,8 +101,8 @@ def test_onnx_runtime_alone_runs_the_file_at_any_batch(model_of, patchcore, phot
 def test_the_file_is_sound_and_tells_what_it_is(model_of, patchcore):
   graph = onnx.load(patchcore)
   onnx.checker.check_model(graph, full_check=True)
-  assert [(one.domain, one.version) for one in graph.opset_import] == [('', onnx_files.OPSET)]
-  about = json.loads({one.key: one.value for one in graph.metadata_props}[runtimes.METADATA_KEY])
+  assert [(item.domain, item.version) for item in graph.opset_import] == [('', onnx_files.OPSET)]
+  about = json.loads({item.key: item.value for item in graph.metadata_props}[runtimes.METADATA_KEY])
   assert about['thresholds'] == model_of('patchcore').thresholds._asdict()
   assert about['preprocessing']['ops'] == 'resize(32, 48)'
   assert (
@@ -238,9 +238,9 @@ def test_rounding_may_move_a_value_over_the_floor_and_no_more(model_of):
     value = float(maps[round(share * (len(maps) - 1))])
     return [with_floor(plain, value * (1 + shift)) for shift in (-3e-5, 3e-5, 0.02)]
 
-  def differ(one, other):
+  def differ(candidate, other):
     return np.any(
-      one.score(one.fitted, on.network_inputs).map
+      candidate.score(candidate.fitted, on.network_inputs).map
       != other.score(other.fitted, on.network_inputs).map
     )
 
@@ -253,7 +253,9 @@ def test_rounding_may_move_a_value_over_the_floor_and_no_more(model_of):
       model.config.detector.floor,
       other.config.detector.floor,
     )
-    ours, theirs = (one.score(one.fitted, on.network_inputs).map for one in (model, other))
+    ours, theirs = (
+      candidate.score(candidate.fitted, on.network_inputs).map for candidate in (model, other)
+    )
     assert np.abs(ours - theirs).max() > 1e-4 * ours.max()
 
 
@@ -288,8 +290,8 @@ def test_scores_that_are_nan_do_not_agree(model_of):
   on = verify.select_images(model, None, None)
 
   def nan(images):
-    found = jax.device_get(model.score(model.fitted, images))
-    return types.Scores(found.map * np.float32(np.nan), found.image)
+    scores = jax.device_get(model.score(model.fitted, images))
+    return types.Scores(scores.map * np.float32(np.nan), scores.image)
 
   assert not verify.compare(model, nan, None, on).is_within_tolerance
 
@@ -302,15 +304,15 @@ def test_images_of_ones_own_are_compared_on(model_of, drawn, tmp_path):
 
 
 def test_images_that_are_gone_are_drawn(model_of, drawn, tmp_path, monkeypatch):
-  moved = tmp_path / 'model'
-  moved.mkdir()
+  directory = tmp_path / 'model'
+  directory.mkdir()
   for path in model_of('padim').directory.iterdir():
     if path.suffix in ('.json', '.safetensors'):
-      (moved / path.name).write_bytes(path.read_bytes())
+      (directory / path.name).write_bytes(path.read_bytes())
   (tmp_path / 'demo').mkdir()
   (tmp_path / 'demo' / demo.DEFAULT_CATEGORY).symlink_to(drawn / 'disc')
   monkeypatch.setattr(demo, 'cached_dataset', lambda: tmp_path / 'demo')
-  on = verify.select_images(model_dir.load(moved), None, None)
+  on = verify.select_images(model_dir.load(directory), None, None)
   assert 'synthetic images' in on.source
   assert len(on.graph_inputs) > 0
 
@@ -324,13 +326,13 @@ def test_settings_offer_what_the_exporter_can_write():
 
 
 def test_invalid_options_are_refused(model_of):
-  for options, error, told in (
+  for options, error, message in (
     ({'format': 'pdf'}, errors.UnknownName, 'must be one of .*onnx'),
     ({'batch': 0}, errors.ConfigError, 'must be at least 1'),
     ({'output': Path('nowhere/x.onnx')}, errors.ConfigError, 'Cannot write to nowhere'),
     ({'image_folder': Path('nowhere')}, errors.DataError, 'nowhere'),
   ):
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
       exporter.export(model_of('padim'), **options)
 
 
@@ -352,8 +354,11 @@ def test_models_that_differ_in_an_option_alone_have_graphs_of_their_own(
     exported('patchcore'),
     fitted('patchcore', '--config.detector.image_score=max'),
   ]
-  assert len({model_dir.read_info(one).arrays_sha256 for one in directories}) == 1
-  assert len({cached_graph.get_or_export(model_dir.read_info(one)) for one in directories}) == 2
+  assert len({model_dir.read_info(directory).arrays_sha256 for directory in directories}) == 1
+  assert (
+    len({cached_graph.get_or_export(model_dir.read_info(directory)) for directory in directories})
+    == 2
+  )
 
 
 def test_a_difference_of_another_runtime_is_found_there(model_of, tmp_path, monkeypatch):
@@ -378,9 +383,9 @@ def test_sizes_are_read():
 def test_the_command_tells_what_it_wrote(model_of, tmp_path, capsys, monkeypatch):
   export, done = exporter.export, []
 
-  def export_once(*given):
+  def export_once(*arguments):
     if not done:
-      done.append(export(*given))
+      done.append(export(*arguments))
     return done[0]
 
   monkeypatch.setattr(exporter, 'export', export_once)
@@ -388,9 +393,9 @@ def test_the_command_tells_what_it_wrote(model_of, tmp_path, capsys, monkeypatch
   assert cli.main(words) == 0
   assert 'a.onnx: ' in capsys.readouterr().out
   assert cli.main([*words, '--json']) == 0
-  told = json.loads(capsys.readouterr().out)
-  assert told['agreement']['flips'] == 0
-  assert told['output'] == str(tmp_path / 'a.onnx')
+  output = json.loads(capsys.readouterr().out)
+  assert output['agreement']['flips'] == 0
+  assert output['output'] == str(tmp_path / 'a.onnx')
   assert cli.main([*words, '--include-resize', 'big']) == 2
   assert 'is not a size' in capsys.readouterr().err
 
@@ -402,15 +407,15 @@ def test_the_mode_leaves_its_result(model_of, tmp_path):
     '--config.mode=export',
   ]
   flags += [f'--config.export.model_dir={model_of("padim").directory}']
-  own = f'--config.export.output={tmp_path / "x.stablehlo"}', '--config.export.format=stablehlo'
-  assert main.main([*flags, *own]) == 0
-  told = json.loads((tmp_path / 'export_result.json').read_text())
-  assert told['done_flag']
-  assert (told['format'], told['output']) == ('stablehlo', str(tmp_path / 'x.stablehlo'))
+  options = f'--config.export.output={tmp_path / "x.stablehlo"}', '--config.export.format=stablehlo'
+  assert main.main([*flags, *options]) == 0
+  result = json.loads((tmp_path / 'export_result.json').read_text())
+  assert result['done_flag']
+  assert (result['format'], result['output']) == ('stablehlo', str(tmp_path / 'x.stablehlo'))
   assert main.main([*flags, '--config.export.format=pdf']) == 2
-  told = json.loads((tmp_path / 'export_result.json').read_text())
-  assert not told['done_flag']
-  assert 'must be one of' in told['err_msg']
+  result = json.loads((tmp_path / 'export_result.json').read_text())
+  assert not result['done_flag']
+  assert 'must be one of' in result['err_msg']
 
 
 def test_a_picture_of_another_size_is_refused_by_the_graph(patchcore):

@@ -233,6 +233,6 @@ def test_a_log_that_cannot_be_written_is_reported_once(capfd):
     pytest.skip('needs /dev/full')
   with logging.logging_to(Path('/dev/full')):
     logging.LOG.debug('a detail')
-  said = capfd.readouterr().err
-  assert said.startswith('/dev/full cannot be written: [Errno 28]')
-  assert said.count('\n') == 1
+  stderr = capfd.readouterr().err
+  assert stderr.startswith('/dev/full cannot be written: [Errno 28]')
+  assert stderr.count('\n') == 1

@@ -54,14 +54,14 @@ def test_a_group_is_refused(drawn, tmp_path, categories):
 
 
 @pytest.mark.parametrize(
-  ('name', 'error', 'told'),
+  ('name', 'error', 'message'),
   [
     ('EfficientAD', UnknownName, r"'EfficientAD'.*PaDiM.*PatchCore.*STFPM"),
     ('PatchCore:eleven', UnknownName, "'eleven' of patchcore.*ten"),
   ],
 )
-def test_an_unknown_name_lists_those_there_are(drawn, name, error, told):
-  with pytest.raises(error, match=told):
+def test_an_unknown_name_lists_those_there_are(drawn, name, error, message):
+  with pytest.raises(error, match=message):
     uadjax.fit_model(drawn, name)
 
 
@@ -130,11 +130,11 @@ def test_the_command_does_the_same(drawn, tmp_path, capsys):
   words = ['fit', str(drawn), '--category', 'disc', '--model', 'PaDiM', '--device', 'cpu']
   words += [f'--override={key}={value}' for key, value in SMALL.items()]
   assert cli.main([*words, '--workdir', str(tmp_path / 'a')]) == 0
-  told = capsys.readouterr().out
-  assert told.index('missed') < told.index('falsely rejected') < told.index('image AUROC')
-  assert 'F1-max (oracle)' in told
-  assert f'Model: {tmp_path}/a/model\n' in told
-  assert f'Report: {tmp_path}/a/report.html\n' in told
+  stdout = capsys.readouterr().out
+  assert stdout.index('missed') < stdout.index('falsely rejected') < stdout.index('image AUROC')
+  assert 'F1-max (oracle)' in stdout
+  assert f'Model: {tmp_path}/a/model\n' in stdout
+  assert f'Report: {tmp_path}/a/report.html\n' in stdout
   assert cli.main([*words, '--workdir', str(tmp_path / 'b'), '--json']) == 0
   result = json.loads(capsys.readouterr().out)
   assert result['workdir'] == str(tmp_path / 'b')
@@ -245,9 +245,9 @@ def test_extending_a_folder_that_is_no_model_is_refused(plan, drawn, trained, tm
       plan(drawn / 'disc', folder)
     assert (caught.value.key, caught.value.value) == ('fit.extend', str(folder))
   assert cli.main(['fit', str(drawn / 'disc'), '--extend', str(run)]) == 1
-  told = capfd.readouterr().err
-  assert told.startswith(f'Error: --extend: {run} is not a model directory')
-  assert str(run / 'model') in told
+  stderr = capfd.readouterr().err
+  assert stderr.startswith(f'Error: --extend: {run} is not a model directory')
+  assert str(run / 'model') in stderr
 
 
 def test_a_model_is_not_replaced_by_default(plan, drawn, fitted, tmp_path, monkeypatch):
@@ -269,7 +269,7 @@ def test_a_command_extends_a_model(trained, drawn, tmp_path, monkeypatch, capsys
   monkeypatch.chdir(tmp_path)
   run = shutil.copytree(trained('padim'), tmp_path / 'run')
   before = json.loads((run / 'model' / 'manifest.json').read_text())['thresholds']
-  folder, seen = drawn / 'disc' / 'test' / 'good', small_runs.contents(run)
+  folder, contents = drawn / 'disc' / 'test' / 'good', small_runs.contents(run)
   extend = f'--config.fit.extend={run / "model"}', f'--workdir={tmp_path / "want"}'
   flags = (*small_runs.flags('padim', folder, ''), *extend)
   assert small_runs.run(*flags) == 0
@@ -277,13 +277,13 @@ def test_a_command_extends_a_model(trained, drawn, tmp_path, monkeypatch, capsys
   words = ['fit', str(folder), '--extend', str(run / 'model'), '--override=mesh.data=1']
   words += ['--override=evaluate.batch_size=5']  # Not inherited.
   assert cli.main(words) == 0
-  told = capsys.readouterr().out
-  assert f'{small_runs.TRAIN + small_runs.GOOD} good images' in told
-  assert f'{before["image_threshold"]:.4g}' in told
+  stdout = capsys.readouterr().out
+  assert f'{small_runs.TRAIN + small_runs.GOOD} good images' in stdout
+  assert f'{before["image_threshold"]:.4g}' in stdout
   assert small_runs.contents(tmp_path / 'runs' / 'run_test' / 'state') == want
-  assert small_runs.contents(run) == seen
-  own = '--workdir', str(run), '--override=fit.overwrite=true', '--json'
-  assert cli.main([*words, *own]) == 0
+  assert small_runs.contents(run) == contents
+  options = '--workdir', str(run), '--override=fit.overwrite=true', '--json'
+  assert cli.main([*words, *options]) == 0
   drift = json.loads(capsys.readouterr().out)['drift']
   assert drift['image_threshold_before'] == before['image_threshold']
   assert small_runs.contents(run / 'state') == want

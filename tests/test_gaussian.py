@@ -248,13 +248,13 @@ def test_gaussians_that_cannot_be_fitted_are_refused_and_others_pass():
     (102, 100, 0.0, '^$'),
     (101, 100, 1.0, '^$'),
   ):
-    told = ''
+    message = ''
     try:
       padim.validate_settings(images, channels, ridge)
     except ConfigError as error:
-      told = str(error)
-    if not re.search(expected, told):
-      wrong[images, channels, ridge] = told
+      message = str(error)
+    if not re.search(expected, message):
+      wrong[images, channels, ridge] = message
   assert not wrong
 
 

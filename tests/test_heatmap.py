@@ -4,14 +4,14 @@ from pathlib import Path
 
 import hypothesis
 from hypothesis import strategies
-from hypothesis.extra import numpy as some
+from hypothesis.extra import numpy as hnp
 import matplotlib
 import numpy as np
 
 from uadjax.visualization import heatmap
 
 WEB = Path(heatmap.__file__).parent.parent / 'web'
-masks = some.arrays(bool, some.array_shapes(min_dims=2, max_dims=2, max_side=12))
+masks = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12))
 
 
 def disc(side=500, radius=120):
@@ -74,9 +74,9 @@ def test_a_value_has_one_color_in_all_pictures_of_a_model():
 
 
 @hypothesis.given(
-  some.arrays(
+  hnp.arrays(
     np.float32,
-    some.array_shapes(min_dims=2, max_dims=2, max_side=6),
+    hnp.array_shapes(min_dims=2, max_dims=2, max_side=6),
     elements=strategies.floats(width=32),
   ),
   some_thresholds,

@@ -18,7 +18,7 @@ from uadjax.errors import DataError
 from uadjax.system import http
 
 CONTENT = bytes(range(256)) * 40
-HERE = http.Access(private=True, timeout_s=20.0)
+PRIVATE_ALLOWED = http.Access(private=True, timeout_s=20.0)
 Answer = Callable[[str], Iterable[bytes]]  # Path -> what is sent, piece by piece.
 
 
@@ -44,11 +44,11 @@ class Servers(NamedTuple):
   """Starts servers.
 
   Attributes:
-    asked: all requests so far.
+    requests: all requests so far.
     stack: ends them.
   """
 
-  asked: list[str]
+  requests: list[str]
   stack: contextlib.ExitStack
 
   def __call__(self, answer: Answer, context: ssl.SSLContext | None = None) -> str:
@@ -56,11 +56,11 @@ class Servers(NamedTuple):
     listener = self.stack.enter_context(socket.create_server(('127.0.0.1', 0)))
 
     def talk(sock: socket.socket) -> None:
-      asked = b''
-      while b'\r\n\r\n' not in asked and (got := sock.recv(4096)):
-        asked += got
-      self.asked.append(asked.decode())
-      for piece in answer(asked.decode().split(' ')[1]):
+      request = b''
+      while b'\r\n\r\n' not in request and (got := sock.recv(4096)):
+        request += got
+      self.requests.append(request.decode())
+      for piece in answer(request.decode().split(' ')[1]):
         sock.sendall(piece)
 
     def accept() -> None:
@@ -102,13 +102,13 @@ def resolved(monkeypatch) -> dict[str, str]:
 
 
 def test_a_response_is_read_in_each_transfer_encoding(serve):
-  assert http.get(serve(lambda path: whole()) + '/a.png', HERE) == CONTENT
-  assert http.get(serve(lambda path: whole(b'')), HERE) == b''
+  assert http.get(serve(lambda path: whole()) + '/a.png', PRIVATE_ALLOWED) == CONTENT
+  assert http.get(serve(lambda path: whole(b'')), PRIVATE_ALLOWED) == b''
   until_closed = [b'HTTP/1.0 200 OK\r\n\r\n', CONTENT]
-  assert http.get(serve(lambda path: until_closed), HERE) == CONTENT
+  assert http.get(serve(lambda path: until_closed), PRIVATE_ALLOWED) == CONTENT
   chunked = [b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n']
   chunked += [b'%x\r\n%b\r\n' % (len(part), part) for part in (CONTENT[:7], CONTENT[7:], b'')]
-  assert http.get(serve(lambda path: chunked), HERE) == CONTENT
+  assert http.get(serve(lambda path: chunked), PRIVATE_ALLOWED) == CONTENT
 
 
 def test_an_answer_ends_where_it_says_and_not_when_the_server_closes(serve):
@@ -118,15 +118,15 @@ def test_an_answer_ends_where_it_says_and_not_when_the_server_closes(serve):
     yield from whole()
     fetched.wait(60)
 
-  assert http.get(serve(stays), HERE) == CONTENT
+  assert http.get(serve(stays), PRIVATE_ALLOWED) == CONTENT
   fetched.set()
 
 
 def test_the_request_says_no_more_than_it_must(serve, monkeypatch):
   monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
   url = serve(lambda path: whole())
-  http.get(url + '/größe 1.png?q=a b&r=%20#part', HERE)
-  first, *lines = serve.asked[0].split('\r\n')
+  http.get(url + '/größe 1.png?q=a b&r=%20#part', PRIVATE_ALLOWED)
+  first, *lines = serve.requests[0].split('\r\n')
   assert first == 'GET /gr%C3%B6%C3%9Fe%201.png?q=a%20b&r=%20 HTTP/1.1'
   assert set(filter(None, lines)) == {
     'Host: ' + url.removeprefix('http://'),
@@ -142,9 +142,9 @@ def test_no_more_bytes_than_allowed(serve):
   plain = [b'HTTP/1.0 200 OK\r\n\r\n', CONTENT]
   url = serve(lambda path: whole() if path == '/announced' else plain)
   for path in ('/announced', '/not'):
-    assert http.get(url + path, HERE._replace(max_bytes=len(CONTENT))) == CONTENT, path
+    assert http.get(url + path, PRIVATE_ALLOWED._replace(max_bytes=len(CONTENT))) == CONTENT, path
     with pytest.raises(DataError, match=rf'{path}: .*more than 10239 bytes; .*max_bytes'):
-      http.get(url + path, HERE._replace(max_bytes=len(CONTENT) - 1))
+      http.get(url + path, PRIVATE_ALLOWED._replace(max_bytes=len(CONTENT) - 1))
 
 
 def test_an_endless_answer_ends(serve):
@@ -154,7 +154,7 @@ def test_an_endless_answer_ends(serve):
       yield b'400\r\n' + bytes(1024) + b'\r\n'
 
   with pytest.raises(DataError, match='more than 100000 bytes'):
-    http.get(serve(endless), HERE._replace(max_bytes=100_000))
+    http.get(serve(endless), PRIVATE_ALLOWED._replace(max_bytes=100_000))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_drip_is_cut(serve, start):
       yield b'x'
 
   with pytest.raises(DataError, match=r'takes longer than 0\.3 s; .*timeout_s'):
-    http.get(serve(drip), HERE._replace(timeout_s=0.3))
+    http.get(serve(drip), PRIVATE_ALLOWED._replace(timeout_s=0.3))
 
 
 def test_redirects_share_one_deadline(serve):
@@ -178,7 +178,7 @@ def test_redirects_share_one_deadline(serve):
     yield from to(f'/{path}')
 
   with pytest.raises(DataError, match=r'takes longer than 0\.5 s'):
-    http.get(serve(slow), HERE._replace(timeout_s=0.5))
+    http.get(serve(slow), PRIVATE_ALLOWED._replace(timeout_s=0.5))
 
 
 def test_broken_answers_are_refused(serve):
@@ -192,17 +192,17 @@ def test_broken_answers_are_refused(serve):
   ]
   url, wrong = serve(lambda path: cases[int(path[1:])][0]), {}
   for number, (answer, reason) in enumerate(cases):
-    told = refusal(f'{url}/{number}', HERE)
-    if not re.search(rf'^Cannot fetch http://127\.0\.0\.1:\d+/{number}: .*{reason}', told):
-      wrong[number] = answer, told
+    message = refusal(f'{url}/{number}', PRIVATE_ALLOWED)
+    if not re.search(rf'^Cannot fetch http://127\.0\.0\.1:\d+/{number}: .*{reason}', message):
+      wrong[number] = answer, message
   assert not wrong
 
 
 def test_three_redirects_are_followed_and_a_fourth_is_not(serve):
   url = serve(lambda path: whole() if path == '/0' else to(f'{int(path[1:]) - 1}'))
-  assert http.get(url + '/3', HERE) == CONTENT
+  assert http.get(url + '/3', PRIVATE_ALLOWED) == CONTENT
   with pytest.raises(DataError, match='more than 3 times'):
-    http.get(url + '/4', HERE)
+    http.get(url + '/4', PRIVATE_ALLOWED)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_every_redirect_is_checked(serve, resolved, monkeypatch, location, reaso
   with pytest.raises(DataError, match=reason) as error:
     http.get(url)
   assert 'secret' not in str(error.value)
-  assert len(serve.asked) == 1
+  assert len(serve.requests) == 1
 
 
 HOSTS = (
@@ -312,9 +312,9 @@ def test_special_addresses_are_the_same_in_every_version_of_python(python, monke
 def test_private_hosts_are_refused(monkeypatch):
   connected = []
   monkeypatch.setattr(socket.socket, 'connect', lambda sock, place: connected.append(place))
-  told = {host: refusal(f'http://{host}/a.png') for host in HOSTS}
+  messages = {host: refusal(f'http://{host}/a.png') for host in HOSTS}
   expected = 'not on the public internet; allow private'
-  assert not {host: text for host, text in told.items() if expected not in text}
+  assert not {host: text for host, text in messages.items() if expected not in text}
   assert not connected
 
 
@@ -322,9 +322,9 @@ def test_a_name_is_what_it_resolves_to(resolved, monkeypatch):
   monkeypatch.setattr(socket.socket, 'connect', None)  # Nothing may get as far.
   for address in ('127.0.0.1', '::1', '::ffff:10.0.0.1', '169.254.169.254'):
     resolved['images.example.com'] = address
-    told = refusal('https://images.example.com/a.png')
-    assert 'images.example.com is not on the public internet' in told, address
-    assert address not in told
+    message = refusal('https://images.example.com/a.png')
+    assert 'images.example.com is not on the public internet' in message, address
+    assert address not in message
 
 
 @given(st.ip_addresses())
@@ -336,12 +336,12 @@ def test_public_addresses_are_a_few_blocks(address):
 def test_a_host_is_looked_up_once_and_its_checked_address_used(serve, monkeypatch):
   url = serve(lambda path: whole())
   host, port = 'rebinding.example', int(url.rpartition(':')[2])
-  asked, dialed = [], []
+  names, dialed = [], []
   connect = socket.socket.connect
 
   def look_up(name, number, **options):
-    asked.append(name)
-    address = '93.184.216.34' if len(asked) == 1 else '127.0.0.1'  # First public, then not.
+    names.append(name)
+    address = '93.184.216.34' if len(names) == 1 else '127.0.0.1'  # First public, then not.
     return [(socket.AF_INET, socket.SOCK_STREAM, 6, '', (address, number))]
 
   def dial(sock, place):
@@ -351,9 +351,9 @@ def test_a_host_is_looked_up_once_and_its_checked_address_used(serve, monkeypatc
   monkeypatch.setattr(socket, 'getaddrinfo', look_up)
   monkeypatch.setattr(socket.socket, 'connect', dial)
   assert http.get(f'http://{host}:{port}/') == CONTENT
-  assert asked == [host]
+  assert names == [host]
   assert dialed == [('93.184.216.34', port)]
-  assert f'Host: {host}:{port}' in serve.asked[0]
+  assert f'Host: {host}:{port}' in serve.requests[0]
 
 
 def test_private_addresses_of_a_public_name_are_left_out(serve, monkeypatch):
@@ -364,8 +364,8 @@ def test_private_addresses_of_a_public_name_are_left_out(serve, monkeypatch):
     raise ConnectionRefusedError(111, 'Connection refused')
 
   places = ['127.0.0.1', '93.184.216.34', '10.0.0.1', '93.184.216.35']
-  found = [(socket.AF_INET, socket.SOCK_STREAM, 6, '', (place, 80)) for place in places]
-  monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **options: found)
+  addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, '', (place, 80)) for place in places]
+  monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **options: addresses)
   monkeypatch.setattr(socket.socket, 'connect', dial)
   with pytest.raises(DataError, match=r'Connection refused\.$'):
     http.get('http://mixed.example/')
@@ -389,9 +389,9 @@ def test_odd_urls_are_refused_and_tell_no_secret(monkeypatch):
     ('http://' + 'a' * 64 + '.com/', 'valid'),
     ('http://example.com/\udcff', 'valid'),
   ):
-    told = refusal(url).encode().decode()  # Can be written.
-    if reason not in told or 'sec' in told or 'AAAA' in told:
-      wrong[url] = told
+    message = refusal(url).encode().decode()  # Can be written.
+    if reason not in message or 'sec' in message or 'AAAA' in message:
+      wrong[url] = message
   assert not wrong
 
 
@@ -433,12 +433,12 @@ def test_tls_verifies_the_name_though_an_address_is_dialed(
   resolved.update({'camera.example': '127.0.0.1', 'other.example': '127.0.0.1'})
   named = url.replace('127.0.0.1', 'camera.example')
   with pytest.raises(DataError, match=r'certificate is not accepted: self.signed'):
-    http.get(named, HERE)
+    http.get(named, PRIVATE_ALLOWED)
   monkeypatch.setenv('SSL_CERT_FILE', str(certificate[0]))
-  assert http.get(named, HERE) == CONTENT
+  assert http.get(named, PRIVATE_ALLOWED) == CONTENT
   for wrong in (url, url.replace('127.0.0.1', 'other.example')):
     with pytest.raises(DataError, match=r'certificate is not accepted: .*mismatch'):
-      http.get(wrong, HERE)
+      http.get(wrong, PRIVATE_ALLOWED)
 
   connect, port = socket.socket.connect, int(url.rpartition(':')[2])
   dialed = []
@@ -448,9 +448,9 @@ def test_tls_verifies_the_name_though_an_address_is_dialed(
     connect(sock, ('127.0.0.1', port))
 
   monkeypatch.setattr(socket.socket, 'connect', dial)
-  assert http.get('https://camera.example/', HERE) == CONTENT
+  assert http.get('https://camera.example/', PRIVATE_ALLOWED) == CONTENT
   assert dialed == [('127.0.0.1', 443)]
-  assert '\r\nHost: camera.example\r\n' in serve.asked[-1]
+  assert '\r\nHost: camera.example\r\n' in serve.requests[-1]
 
 
 def test_a_drip_through_tls_is_cut(serve, resolved, certificate, monkeypatch):
@@ -467,11 +467,11 @@ def test_a_drip_through_tls_is_cut(serve, resolved, certificate, monkeypatch):
   resolved['camera.example'] = '127.0.0.1'
   monkeypatch.setenv('SSL_CERT_FILE', str(certificate[0]))
   with pytest.raises(DataError, match=r'takes longer than 0\.5 s'):
-    http.get(url, HERE._replace(timeout_s=0.5))
+    http.get(url, PRIVATE_ALLOWED._replace(timeout_s=0.5))
 
 
 def test_a_handshake_that_never_comes_is_cut():
   with socket.create_server(('127.0.0.1', 0)) as listener:  # Accepts, and is silent.
     url = f'https://127.0.0.1:{listener.getsockname()[1]}/'
     with pytest.raises(DataError, match=r'takes longer than 0\.3 s'):
-      http.get(url, HERE._replace(timeout_s=0.3))
+      http.get(url, PRIVATE_ALLOWED._replace(timeout_s=0.3))

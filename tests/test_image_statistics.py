@@ -78,10 +78,10 @@ def test_good_images_are_not_warned_about(training_range):
 def test_an_unusual_image_has_one_warning(training_range, change, code):
   """With the value and the range in words."""
   changed = np.ascontiguousarray(change(part(100)))
-  found = image_statistics.find_warnings(measured(changed), training_range)
-  assert [warning.code for warning in found] == [code]
-  assert found[0].message.startswith('The image ')
-  assert found[0].message.endswith('.')
+  warnings = image_statistics.find_warnings(measured(changed), training_range)
+  assert [warning.code for warning in warnings] == [code]
+  assert warnings[0].message.startswith('The image ')
+  assert warnings[0].message.endswith('.')
 
 
 def test_color_is_warned_about_where_all_training_images_are_gray():
@@ -101,9 +101,9 @@ def test_sizes_between_those_of_training_are_not_warned_about():
     image._replace(height=height, width=width) for height, width in sizes
   )
 
-  def codes_of(height, width, seen=several):
+  def codes_of(height, width, statistics_range=several):
     resized = image._replace(height=height, width=width)
-    return [warning.code for warning in image_statistics.find_warnings(resized, seen)]
+    return [warning.code for warning in image_statistics.find_warnings(resized, statistics_range)]
 
   for size in (*sizes, (290, 390), (279, 401)):
     assert codes_of(*size) == [], size
@@ -170,12 +170,12 @@ def test_training_images_are_never_warned_about(first, second):
 def test_more_training_images_never_make_a_usual_image_unusual(image, first, second):
   few = StatisticsRange.from_statistics([first])
   more = StatisticsRange.from_statistics([first, second])
-  found, later = (
-    {warning.code for warning in image_statistics.find_warnings(image, seen)}
-    for seen in (few, more)
+  codes_of_few, codes_of_more = (
+    {warning.code for warning in image_statistics.find_warnings(image, statistics_range)}
+    for statistics_range in (few, more)
   )
   # A code may give way to another, because some replace others.
-  assert found or not later
+  assert codes_of_few or not codes_of_more
 
 
 @functools.cache
@@ -184,20 +184,20 @@ def real(root, name):
   splits = layouts.load(root, name)
   with futures.ThreadPoolExecutor() as pool:
     decoded = pool.map(lambda record: image_io.decode(record.path), splits.train)
-    seen = StatisticsRange.from_statistics(pool.map(measured, decoded))
+    training_range = StatisticsRange.from_statistics(pool.map(measured, decoded))
     good = [record.path for record in splits.test if not record.is_anomalous]
-    return seen, list(pool.map(image_io.decode, good))
+    return training_range, list(pool.map(image_io.decode, good))
 
 
 @pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize('name', SETS)
 def test_good_images_of_real_sets_are_not_warned_about_and_spoiled_ones_are(shared, name):
-  seen, images = real(shared / 'data', name)
-  is_color = seen.minimum.saturation > 0
+  training_range, images = real(shared / 'data', name)
+  is_color = training_range.minimum.saturation > 0
   for image in images:
-    assert codes(image, seen) == set()
+    assert codes(image, training_range) == set()
     for value in (0, 128, 255):
-      assert codes(filled(image, value), seen) == {'no_content'}
-    assert 'blurred' in codes(blurred(image), seen)
-    assert codes(gray(image), seen) == ({'gray_instead_of_color'} if is_color else set())
+      assert codes(filled(image, value), training_range) == {'no_content'}
+    assert 'blurred' in codes(blurred(image), training_range)
+    assert codes(gray(image), training_range) == ({'gray_instead_of_color'} if is_color else set())

@@ -4,7 +4,7 @@ import pytest
 from uadjax.errors import ModelError
 from uadjax.model import incremental_state
 
-KEPT = {'n': np.float32(5), 'mean': np.arange(6, dtype=np.float32).reshape(1, 2, 3)}
+ARRAYS = {'n': np.float32(5), 'mean': np.arange(6, dtype=np.float32).reshape(1, 2, 3)}
 RNG = np.random.default_rng(0)
 IMAGES = incremental_state.LearnedImages(
   image_ids=np.array([0, 1, 4], np.int32),
@@ -18,16 +18,16 @@ IMAGES = incremental_state.LearnedImages(
 
 @pytest.fixture
 def folder(tmp_path):
-  incremental_state.save_state_arrays(tmp_path, KEPT)
+  incremental_state.save_state_arrays(tmp_path, ARRAYS)
   incremental_state.save_images(tmp_path, IMAGES)
   return tmp_path
 
 
-def assert_same(kept):
-  assert kept.keys() == KEPT.keys()
-  for name, value in KEPT.items():
-    assert kept[name].dtype == value.dtype
-    np.testing.assert_array_equal(kept[name], value)
+def assert_same(arrays):
+  assert arrays.keys() == ARRAYS.keys()
+  for name, value in ARRAYS.items():
+    assert arrays[name].dtype == value.dtype
+    np.testing.assert_array_equal(arrays[name], value)
 
 
 def test_a_loaded_state_equals_the_saved_one(folder):
@@ -41,13 +41,13 @@ def test_a_loaded_state_equals_the_saved_one(folder):
 
 @pytest.mark.parametrize('mapped', [False, True])
 def test_kept_arrays_are_there_before_the_rest(tmp_path, mapped):
-  incremental_state.save_state_arrays(tmp_path, KEPT)
-  kept = incremental_state.load_state_arrays(tmp_path, mapped)
-  assert_same(kept)
-  assert isinstance(kept['mean'], np.memmap) == mapped
+  incremental_state.save_state_arrays(tmp_path, ARRAYS)
+  arrays = incremental_state.load_state_arrays(tmp_path, mapped)
+  assert_same(arrays)
+  assert isinstance(arrays['mean'], np.memmap) == mapped
 
 
-def test_what_is_written_into_a_mapped_array_stays_in_memory(folder):
+def test_writes_into_a_mapped_array_stay_in_memory(folder):
   """As a detector does that consumes what it is given."""
   incremental_state.load_state_arrays(folder, memory_map=True)['mean'][:] = 0.0
   assert_same(incremental_state.load_state_arrays(folder, memory_map=True))
@@ -68,7 +68,7 @@ def test_there_is_no_pickle_in_it(tmp_path):
 
 def test_the_notes_come_last(tmp_path):
   """So a folder that was left halfway is not taken for a whole one."""
-  incremental_state.save_state_arrays(tmp_path, KEPT)
+  incremental_state.save_state_arrays(tmp_path, ARRAYS)
   with pytest.raises(ModelError, match='does not hold'):
     incremental_state.load(tmp_path)
 

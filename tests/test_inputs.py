@@ -63,15 +63,15 @@ def refused(path: Path | np.ndarray, reason: str) -> None:
 def test_the_same_image_is_the_same_pixels_however_it_is_given(tmp_path):
   path = image(tmp_path / 'deep' / 'a.png')
   opened = PNG, bytearray(PNG), memoryview(PNG)
-  for each in (path, str(path), os.fsencode(path).decode(), tmp_path, RGB, *opened):
-    for what in (
-      each,
-      [each],
-      ({'img': [each]},),
-      {'img': {'img': each}},
-      iter([each]),
+  for image_input in (path, str(path), os.fsencode(path).decode(), tmp_path, RGB, *opened):
+    for nested_input in (
+      image_input,
+      [image_input],
+      ({'img': [image_input]},),
+      {'img': {'img': image_input}},
+      iter([image_input]),
     ):
-      np.testing.assert_array_equal(inputs.read(only(what)), RGB)
+      np.testing.assert_array_equal(inputs.read(only(nested_input)), RGB)
 
 
 def test_a_folder_is_listed_as_a_dataset_is(tmp_path):
@@ -400,8 +400,8 @@ def test_loops_of_links_are_walked_once(tmp_path):
   folders = [tmp_path / name for name in 'abcdefgh']
   for folder in folders:
     image(folder / f'{folder.name}.png')
-  for here, there in itertools.permutations(folders, 2):  # 8! ways to go around.
-    (here / f'to_{there.name}').symlink_to(there)
+  for folder, other_folder in itertools.permutations(folders, 2):  # 8! ways to go around.
+    (folder / f'to_{other_folder.name}').symlink_to(other_folder)
   (tmp_path / 'up').symlink_to(tmp_path)
   (tmp_path / 'itself').symlink_to('itself')
   sources = [source.origin.name for source in inputs.expand(tmp_path)]
@@ -447,10 +447,10 @@ def test_names_that_can_be_written_are_as_they_are(tmp_path):
 
 def test_devices_are_not_read():
   devices = '/dev/zero', '/dev/null', '/dev/tty', '/proc/self/mem'
-  there = [path for path in devices if Path(path).exists()]
-  if not there:
+  existing_devices = [path for path in devices if Path(path).exists()]
+  if not existing_devices:
     pytest.skip(f'has none of {devices}')
-  for path in there:
+  for path in existing_devices:
     refused(Path(path), f'Cannot read {path}: ')
 
 
@@ -536,16 +536,16 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
 
 
 def test_urls_are_fetched_as_access_allows(monkeypatch):
-  asked = []
-  monkeypatch.setattr(http, 'get', lambda url, access: asked.append((url, access)) or PNG)
+  calls = []
+  monkeypatch.setattr(http, 'get', lambda url, access: calls.append((url, access)) or PNG)
   access = http.Access(private=True)
   source = only('HTTPS://Example.com/a.png')
   np.testing.assert_array_equal(inputs.read(source, access), RGB)
   np.testing.assert_array_equal(inputs.read(source), RGB)
-  assert asked == [(source.name, access), (source.name, http.PUBLIC_ONLY)]
+  assert calls == [(source.name, access), (source.name, http.PUBLIC_ONLY)]
 
 
-@pytest.mark.parametrize('read', [inputs.read, lambda one: inputs.read(inputs.fetch(one))])
+@pytest.mark.parametrize('read', [inputs.read, lambda url: inputs.read(inputs.fetch(url))])
 def test_a_url_that_is_no_image_is_named_without_its_secrets(monkeypatch, read):
   monkeypatch.setattr(http, 'get', lambda url, access: b'<html>')
   with pytest.raises(
@@ -563,17 +563,17 @@ def test_other_schemes_are_no_paths():
 
 def test_many_threads_read_the_same(tmp_path):
   sources = list(inputs.expand([image(tmp_path / 'a.png'), PNG, RGB] * 20))
-  seen = collections.deque()
+  images = collections.deque()
   threads = [
-    threading.Thread(target=lambda part=part: seen.extend(map(inputs.read, part)))
+    threading.Thread(target=lambda part=part: images.extend(map(inputs.read, part)))
     for part in (sources[::2], sources[1::2])
   ]
   for thread in threads:
     thread.start()
   for thread in threads:
     thread.join()
-  assert len(seen) == 60
-  assert all(np.array_equal(pixels, RGB) for pixels in seen)
+  assert len(images) == 60
+  assert all(np.array_equal(pixels, RGB) for pixels in images)
 
 
 @pytest.mark.real

@@ -68,13 +68,13 @@ def test_all_are_taken_where_none_to_test_on_is_good(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('kept', 'said'), [('good', '3 good and 0 defective'), ('cut', 'No normal images')]
+  ('kind', 'message'), [('good', '3 good and 0 defective'), ('cut', 'No normal images')]
 )
-def test_a_kind_that_is_missing_is_told(tmp_path, kept, said):
+def test_a_kind_that_is_missing_is_told(tmp_path, kind, message):
   for path in folder(tmp_path).glob('*/*'):
-    if path.parent.name != kept:
+    if path.parent.name != kind:
       path.unlink()
-  with pytest.raises(DataError, match=said):
+  with pytest.raises(DataError, match=message):
     taken(tmp_path)
 
 
@@ -132,13 +132,13 @@ def f1_above(threshold, values, truths):
 def test_scores_are_those_of_each_image_by_itself(tmp_path):
   config = config_of(mvtec(tmp_path))
   records = labeled.load(config.calibrate.labeled, config.data.mask, ())
-  found = scored(records, config)
+  scores = scored(records, config)
   maps = maps_of(records)
   good = [map for map, record in zip(maps, records, strict=True) if not record.is_anomalous]
   bad = [map for map, record in zip(maps, records, strict=True) if record.is_anomalous]
-  np.testing.assert_allclose(found.normal_scores, [map.mean() for map in good], rtol=1e-5)
-  np.testing.assert_allclose(found.normal_peaks, [map.max() for map in good], rtol=1e-5)
-  np.testing.assert_allclose(found.anomalous_scores, [map.mean() for map in bad], rtol=1e-5)
+  np.testing.assert_allclose(scores.normal_scores, [map.mean() for map in good], rtol=1e-5)
+  np.testing.assert_allclose(scores.normal_peaks, [map.max() for map in good], rtol=1e-5)
+  np.testing.assert_allclose(scores.anomalous_scores, [map.mean() for map in bad], rtol=1e-5)
 
 
 def test_pixels_are_marked_with_the_best_f1_of_all_thresholds(tmp_path):
@@ -157,9 +157,9 @@ def test_pixels_are_marked_with_the_best_f1_of_all_thresholds(tmp_path):
 
 def test_without_masks_pixels_are_left_to_the_good_images(tmp_path):
   config = config_of(folder(tmp_path))
-  found = scored(labeled.load(config.calibrate.labeled, config.data.mask, ()), config)
-  assert found.pixel_threshold is None
-  assert len(found.normal_scores) == len(found.anomalous_scores) == 3
+  scores = scored(labeled.load(config.calibrate.labeled, config.data.mask, ()), config)
+  assert scores.pixel_threshold is None
+  assert len(scores.normal_scores) == len(scores.anomalous_scores) == 3
 
 
 def test_without_labeled_images_there_are_no_labeled_scores():

@@ -36,18 +36,18 @@ def flags(drawn):
 @EVERY
 def test_training_leaves_what_the_contract_promises(trained, name):
   workdir = trained(name)
-  report, told = result(workdir), small_runs.manifest(workdir)
+  report, manifest = result(workdir), small_runs.manifest(workdir)
   assert report['done_flag'] is True
-  assert report['model_name'] == told['model_name'] == small_runs.TITLES[name]
+  assert report['model_name'] == manifest['model_name'] == small_runs.TITLES[name]
   assert report['weights']['name'] == 'compact.safetensors'
   assert report['timing'].keys() == {
     'check_s', 'fit_s', 'calibrate_s', 'evaluate_s', 'images_per_s', 'peak_memory_mb',
   }  # fmt: skip
   assert all(value > 0 for value in report['timing'].values())
   assert 'drift' not in report
-  there = {path.name for path in workdir.iterdir()}
-  assert {'model', 'pictures', 'scores.csv', 'disc.csv', 'report.html', 'config.yaml'} <= there
-  assert not any(name.startswith('.') for name in there)  # Nor what was only for a while.
+  names = {path.name for path in workdir.iterdir()}
+  assert {'model', 'pictures', 'scores.csv', 'disc.csv', 'report.html', 'config.yaml'} <= names
+  assert not any(name.startswith('.') for name in names)  # Nor what was only for a while.
   assert yaml.safe_load((workdir / report['config']).read_text())['fit']['batch_size'] == 4
   best = report['models']['best']
   assert (workdir / best['model_dir'] / 'manifest.json').is_file()
@@ -60,10 +60,10 @@ def test_training_leaves_what_the_contract_promises(trained, name):
     assert (workdir / report['models']['last_1']).is_dir()
   else:
     assert report['models'] == {'best': {'score': None, 'checkpoint': None, 'model_dir': 'model'}}
-    assert report['summary'] == told['summary']
-    assert told['summary']['images'] == small_runs.TRAIN
-    assert 'state' in there
-    assert 'checkpoints' not in there
+    assert report['summary'] == manifest['summary']
+    assert manifest['summary']['images'] == small_runs.TRAIN
+    assert 'state' in names
+    assert 'checkpoints' not in names
 
 
 @EVERY
@@ -154,8 +154,8 @@ def test_evaluating_again_gives_the_same_numbers(trained, name, tmp_path):
   more = ('--config.mode=evaluate', f'--config.evaluate.model_dir={workdir / "model"}')
   words = (f'--config={small_runs.CONFIGS / "stfpm.py"}', *small_runs.SMALL)
   assert run(*words, f'--workdir={tmp_path}', *more) == 0
-  told = result(tmp_path, 'evaluate')
-  assert told['metrics'] == result(workdir)['metrics']
+  evaluation = result(tmp_path, 'evaluate')
+  assert evaluation['metrics'] == result(workdir)['metrics']
   assert table(tmp_path / 'scores.csv') == table(workdir / 'scores.csv')
   assert table(tmp_path / 'disc.csv') == table(workdir / 'disc.csv')
 
@@ -181,20 +181,22 @@ def test_predicting_agrees_with_evaluating(trained, name, drawn, tmp_path):
   words = (f'--config={small_runs.CONFIGS / "stfpm.py"}', f'--workdir={tmp_path}')
   # The mode did its work, but one file could not be read.
   assert run(*words, '--config.mode=predict', *more) == 1
-  told = result(tmp_path, 'predict')
-  assert told['failed'] == 1
-  judged = [one for one in told['results'] if 'error' not in one]
-  assert (len(judged), len(told['results'])) == (9, 10)
+  prediction = result(tmp_path, 'predict')
+  assert prediction['failed'] == 1
+  judged = [image_result for image_result in prediction['results'] if 'error' not in image_result]
+  assert (len(judged), len(prediction['results'])) == (9, 10)
   limits = small_runs.manifest(workdir)['thresholds']
   evaluated = {Path(row['path']).parts[-2:]: row for row in table(workdir / 'scores.csv')}
-  for one in judged:
-    row = evaluated[Path(one['input_path']).parts[-2:]]
-    assert one['score'] == pytest.approx(float(row['score']), rel=1e-5)  # Other batch sizes.
-    assert one['image_threshold'] == limits['image_threshold']
+  for image_result in judged:
+    row = evaluated[Path(image_result['input_path']).parts[-2:]]
+    assert image_result['score'] == pytest.approx(
+      float(row['score']), rel=1e-5
+    )  # Other batch sizes.
+    assert image_result['image_threshold'] == limits['image_threshold']
     assert (
-      one['label']
+      image_result['label']
       == row['label']
-      == verdict(one['score'], limits['review_threshold'], limits['image_threshold'])
+      == verdict(image_result['score'], limits['review_threshold'], limits['image_threshold'])
     )
   assert (tmp_path / 'predictions' / 'spot' / '000_res.png').is_file()
   assert (tmp_path / 'predictions' / 'good' / '000_res.json').is_file()
@@ -205,8 +207,8 @@ def test_thresholds_may_be_overridden(trained, drawn, tmp_path, mode):
   workdir = trained('padim')
   scores = sorted(float(row['score']) for row in table(workdir / 'scores.csv'))
   image, review = (scores[3] + scores[4]) / 2, (scores[1] + scores[2]) / 2
-  given = {'image_threshold': image, 'review_threshold': review, 'pixel_threshold': -1.0}
-  more = [f'--config.{mode}.{name}={value}' for name, value in given.items()]
+  thresholds = {'image_threshold': image, 'review_threshold': review, 'pixel_threshold': -1.0}
+  more = [f'--config.{mode}.{name}={value}' for name, value in thresholds.items()]
   more += [f'--config.mode={mode}', f'--config.{mode}.model_dir={workdir / "model"}']
   if mode == 'predict':
     more.append(f'--config.predict.input={drawn / "disc" / "test"}')
@@ -216,9 +218,9 @@ def test_thresholds_may_be_overridden(trained, drawn, tmp_path, mode):
     assert result(tmp_path, 'evaluate')['metrics']['at_threshold']['pixel_recall'] == 1.0
   else:
     judged = result(tmp_path, 'predict')['results']
-    assert all(one['marked_pixels'] == np.prod(one['size']) for one in judged)
-  labels = [one['label'] for one in judged]
-  assert labels == [verdict(float(one['score']), review, image) for one in judged]
+    assert all(row['marked_pixels'] == np.prod(row['size']) for row in judged)
+  labels = [row['label'] for row in judged]
+  assert labels == [verdict(float(row['score']), review, image) for row in judged]
   assert (labels.count('OK'), labels.count('review')) == (2, 2)
 
 
@@ -269,9 +271,9 @@ def test_a_finished_run_is_not_written_over_unasked(name, trained, drawn, capfd,
     assert run(*words, more) == 2
     after = small_runs.contents(workdir)
     assert [path for path in before if after[path] != before[path]] in ([], [Path('train.log')])
-  said = capfd.readouterr().err
-  assert ('with a checkpoint of step' if name == 'stfpm' else 'holds a finished run') in said
-  assert '--config.fit.overwrite=true' in said
+  stderr = capfd.readouterr().err
+  assert ('with a checkpoint of step' if name == 'stfpm' else 'holds a finished run') in stderr
+  assert '--config.fit.overwrite=true' in stderr
 
 
 @pytest.mark.parametrize('name', ['padim', pytest.param('stfpm', marks=pytest.mark.slow)])
@@ -293,9 +295,9 @@ def test_a_fault_of_ours_is_told_without_a_traceback(flags, tmp_path, capfd, mon
 
   monkeypatch.setattr(experiment, 'run', fail)
   assert run(*flags, f'--workdir={tmp_path}') == 1
-  said = capfd.readouterr().err
-  assert 'RuntimeError: out of memory' in said
-  assert 'Traceback' not in said
+  stderr = capfd.readouterr().err
+  assert 'RuntimeError: out of memory' in stderr
+  assert 'Traceback' not in stderr
   assert 'Traceback' in (tmp_path / 'train.log').read_text()
   assert result(tmp_path)['err_type'] == 'RuntimeError'
 
@@ -355,9 +357,9 @@ def stopped(flags, workdir, number):
     assert time.monotonic() < deadline
     time.sleep(0.01)
   process.send_signal(number)
-  _, said = process.communicate(timeout=120)
-  assert process.returncode == (128 + number if number == signal.SIGTERM else -number), said
-  assert 'Traceback' not in said
+  _, stderr = process.communicate(timeout=120)
+  assert process.returncode == (128 + number if number == signal.SIGTERM else -number), stderr
+  assert 'Traceback' not in stderr
   assert not (workdir / 'model').exists()
 
 
@@ -407,14 +409,14 @@ def test_errors_of_users_are_one_message(wrong, flags, tmp_path, capfd):
     workdir = tmp_path / str(number)
     workdir.mkdir()
     status = run(*flags, f'--workdir={workdir}', '--config.fit.steps=1', *words)
-    said = capfd.readouterr().err
-    assert message in said, (words, said)
-    assert 'Traceback' not in said, words
+    stderr = capfd.readouterr().err
+    assert message in stderr, (words, stderr)
+    assert 'Traceback' not in stderr, words
     mode = next((w.partition('mode=')[2] for w in words if 'mode=' in w), 'train')
-    told = result(workdir, mode if mode in ('evaluate', 'predict') else 'train')
-    assert told['done_flag'] is False, words
-    assert status == (2 if told['err_type'] in small_runs.USAGE_ERRORS else 1), words
-    assert message in told['err_msg'], words
+    failure = result(workdir, mode if mode in ('evaluate', 'predict') else 'train')
+    assert failure['done_flag'] is False, words
+    assert status == (2 if failure['err_type'] in small_runs.USAGE_ERRORS else 1), words
+    assert message in failure['err_msg'], words
 
 
 def test_an_unreadable_image_is_named_before_anything_is_fitted(drawn, tmp_path, capfd):

@@ -454,11 +454,11 @@ def test_f1_on_labeled_images_reaches_the_oracle_on_the_same_images(root, name, 
 @pytest.mark.slow
 def test_with_a_high_cost_of_misses_no_defect_is_missed(root, tmp_path):
   """The labeled images are folders of good and defective images without masks."""
-  shown = tmp_path / 'shown'
+  labeled_images = tmp_path / 'shown'
   for kind in ('good', 'spot'):
-    shutil.copytree(root / 'disc/test' / kind, shown / kind)
+    shutil.copytree(root / 'disc/test' / kind, labeled_images / kind)
   words = (*flags('padim', root / 'disc'), '--config.calibrate.miss_cost=1000')
-  assert run(*words, *labeled(shown, 'cost'), f'--workdir={tmp_path / "run"}') == 0
+  assert run(*words, *labeled(labeled_images, 'cost'), f'--workdir={tmp_path / "run"}') == 0
   limits = manifest(tmp_path / 'run')['thresholds']
   assert (limits['method'], limits['num_normals'], limits['num_anomalous']) == ('cost', GOOD, 2)
   assert limits['num_missed'] == 0

@@ -1,4 +1,4 @@
-"""What PaDiM and PatchCore, which see every image once, do beyond what all detectors do."""
+"""PaDiM and PatchCore see every image once: extension, and independence of batches."""
 
 import json
 from pathlib import Path
@@ -79,15 +79,15 @@ def test_the_bank_has_its_share_of_all_patches(trained):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_scores_do_not_depend_on_batches_nor_devices(trained, name):
-  one = trained(name)
-  other = trained(name, '--config.fit.batch_size=7', '--config.mesh.data=8')
-  want = scores(one)
+  workdir = trained(name)
+  other_workdir = trained(name, '--config.fit.batch_size=7', '--config.mesh.data=8')
+  want = scores(workdir)
   assert len(set(want.values())) == len(want) == 9
-  for defect, score in scores(other).items():
+  for defect, score in scores(other_workdir).items():
     assert score == pytest.approx(want[defect], rel=1e-4)
   for key in ('image_threshold', 'pixel_threshold'):
-    limit = manifest(one)['thresholds'][key]
-    assert manifest(other)['thresholds'][key] == pytest.approx(limit, rel=1e-3)
+    limit = manifest(workdir)['thresholds'][key]
+    assert manifest(other_workdir)['thresholds'][key] == pytest.approx(limit, rel=1e-3)
 
 
 def test_padim_extended_is_padim_fitted_on_all(trained, extended):
@@ -105,9 +105,9 @@ def test_padim_extended_is_padim_fitted_on_all(trained, extended):
     assert manifest(later)['thresholds'][key] == close, key
   assert manifest(later)['summary'] == {'images': small_runs.TRAIN}
   assert manifest(later)['image_statistics'] == manifest(whole)['image_statistics']
-  moved = result(later)['drift']
-  assert (moved['images_before'], moved['images_after']) == (HALF, small_runs.TRAIN)
-  assert moved['mean_shift'] > 0
+  drift = result(later)['drift']
+  assert (drift['images_before'], drift['images_after']) == (HALF, small_runs.TRAIN)
+  assert drift['mean_shift'] > 0
 
 
 @pytest.mark.slow  # Quickly: in test_padim.py.
@@ -120,30 +120,30 @@ def test_padim_keeps_its_projection_whatever_the_seed(early, extended):
 @pytest.mark.slow
 def test_patchcore_extended_has_its_share_of_all_patches(early, extended):
   before, later = early('patchcore'), extended('patchcore')
-  moved = result(later)['drift']
+  drift = result(later)['drift']
   assert (
-    moved['bank_rows_before'] == len(arrays(before)['memory_bank/rows']) == HALF * RATIO * PATCHES
+    drift['bank_rows_before'] == len(arrays(before)['memory_bank/rows']) == HALF * RATIO * PATCHES
   )
   assert (
-    moved['bank_rows_after']
+    drift['bank_rows_after']
     == len(arrays(later)['memory_bank/rows'])
     == small_runs.TRAIN * RATIO * PATCHES
   )
-  assert 0 < moved['share_retained'] <= 1
+  assert 0 < drift['share_retained'] <= 1
   assert result(later)['summary']['images'] == small_runs.TRAIN
   assert manifest(later)['thresholds']['num_normals'] == small_runs.TRAIN
   image = np.load(later / 'state' / 'image_id.npy')
   assert set(image.tolist()) <= set(range(small_runs.TRAIN))
-  assert (image < HALF).sum() == pytest.approx(moved['share_retained'] * moved['bank_rows_before'])
+  assert (image < HALF).sum() == pytest.approx(drift['share_retained'] * drift['bank_rows_before'])
 
 
 @pytest.mark.parametrize('name', ['padim', pytest.param('patchcore', marks=pytest.mark.slow)])
 def test_an_extended_run_tells_by_how_much_it_moved(early, extended, name):
   before, later = early(name), extended(name)
-  moved = result(later)['drift']
+  drift = result(later)['drift']
   for key in ('image_threshold', 'pixel_threshold'):
-    assert moved[f'{key}_before'] == manifest(before)['thresholds'][key]
-    assert moved[f'{key}_after'] == manifest(later)['thresholds'][key]
+    assert drift[f'{key}_before'] == manifest(before)['thresholds'][key]
+    assert drift[f'{key}_after'] == manifest(later)['thresholds'][key]
   assert 'Drift: ' in (later / 'train.log').read_text()
 
 
@@ -199,9 +199,9 @@ def test_extending_a_model_without_its_state_is_refused(early, halves, tmp_path,
 
 def test_the_backbone_must_have_the_same_weights(early, halves, tmp_path):
   before = shutil.copytree(early('padim'), tmp_path / 'early')
-  told = manifest(before)
-  told['weights'] |= {'source': 'elsewhere.pth', 'sha256': 'f' * 64}
-  (before / 'model' / 'manifest.json').write_text(json.dumps(told))
+  manifest_content = manifest(before)
+  manifest_content['weights'] |= {'source': 'elsewhere.pth', 'sha256': 'f' * 64}
+  (before / 'model' / 'manifest.json').write_text(json.dumps(manifest_content))
   more = (f'--config.fit.extend={before / "model"}', f'--workdir={tmp_path}')
   assert run(*flags('padim', halves, 'late'), *more) == 2
   message = result(tmp_path)['err_msg']
@@ -283,7 +283,7 @@ def test_a_run_that_fails_leaves_nothing_half_written(
     again = f'--workdir={workdir}', '--config.fit.overwrite=true'
     assert run(*flags('padim', drawn), *again) == 1
     assert 'No space left' in result(workdir)['err_msg']
-  there = {path.name for path in fresh.iterdir()}
-  assert there == {'config.yaml', 'train.log', 'train_result.json'}
+  names = {path.name for path in fresh.iterdir()}
+  assert names == {'config.yaml', 'train.log', 'train_result.json'}
   for folder in ('model', 'state'):
     assert small_runs.contents(over / folder) == small_runs.contents(finished / folder)

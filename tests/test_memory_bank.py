@@ -23,7 +23,7 @@ from uadjax.numerics.collectives import SINGLE_SHARD
 H, W, D = 2, 2, 3
 PATCHES = H * W
 KEY = jax.random.key(5)
-EACH = coreset.bytes_per_point(D)
+BYTES_PER_POINT = coreset.bytes_per_point(D)
 
 
 @functools.partial(jax.jit, static_argnames='shards', donate_argnums=0)
@@ -44,8 +44,11 @@ def one_way_to_measure():
     yield
 
 
-def plan(images, seen=0, ratio=0.1, rows=10**6, dim=0, **more):
-  spec, max_bytes = RunContext(8, 8, images, seen, **more), rows * (EACH + 4 * dim)
+def plan(images, num_previous=0, ratio=0.1, rows=10**6, dim=0, **more):
+  spec, max_bytes = (
+    RunContext(8, 8, images, num_previous, **more),
+    rows * (BYTES_PER_POINT + 4 * dim),
+  )
   options = PatchcoreSettings(ratio=ratio, max_bytes=max_bytes, coreset_dim=dim)
   return capacity.configure_bank(D, PATCHES, spec, options)
 
@@ -71,7 +74,7 @@ def fold(bank, plan, x, first=0, size=4):
   return bank, chosen
 
 
-def settled(plan, x):
+def coreset_bank(plan, x):
   return memory_bank.select_coreset(KEY, fold(memory_bank.empty(plan), plan, x)[0], plan)
 
 
@@ -93,7 +96,7 @@ def assert_rows_are_patches(patches, x):
   st.lists(st.lists(st.booleans(), min_size=3, max_size=3), max_size=4), st.integers(0, 2**16)
 )
 @hypothesis.settings(max_examples=30)
-def test_what_is_valid_is_appended_whatever_the_pattern(patterns, seed):
+def test_valid_rows_are_appended_whatever_the_pattern(patterns, seed):
   """And nothing else: what fills a batch up may be anything."""
   random, x = np.random.default_rng(seed), embeddings(12, seed)
   bank = memory_bank.empty(plan(12))
@@ -128,7 +131,7 @@ def test_everything_is_kept_while_there_is_room():
 
 def test_with_all_patches_kept_settling_only_orders_them():
   x = embeddings(16)
-  bank = settled(plan(16, ratio=1.0), x)
+  bank = coreset_bank(plan(16, ratio=1.0), x)
   assert len(bank.patches.embeddings) == 16 * PATCHES
   assert_rows_are_patches(bank.patches, x)
   assert (bank.covering_radius, bank.num_images) == (0, 16)
@@ -145,7 +148,7 @@ def slow_select(x, first, count):
 
 def test_settling_is_selecting_from_everything_where_no_room_had_to_be_made():
   x = embeddings(16)
-  bank = settled(plan(16, ratio=0.25), x)
+  bank = coreset_bank(plan(16, ratio=0.25), x)
   np.testing.assert_array_equal(
     bank.patches.embeddings, slow_select(x, bank.patches.embeddings[0], 16)
   )
@@ -165,7 +168,7 @@ def test_a_full_bank_ends_with_the_share_or_half_of_what_fits(ratio, rows):
   )
   assert sized.needs_compaction
   x = embeddings(62)
-  bank = settled(sized, x)
+  bank = coreset_bank(sized, x)
   assert set(done) == {'Compacting the memory bank', 'Selecting the coreset'}
   assert len(bank.patches.embeddings) == min(round(ratio * 62 * PATCHES), rows // 2)
   assert len(bank.patches.embeddings) == len(bank.patches.image_id) == len(bank.patches.patch_id)
@@ -181,8 +184,8 @@ def test_no_patch_ever_folded_in_is_farther_than_the_radius(ratio, rows):
   for start in range(0, 62, 4):
     bank, chosen = fold(bank, sized, x[start : start + 4], start)
     reduced += chosen
-    seen, in_use = x[: start + 4], bank.patches.embeddings[: int(bank.num_rows[0])]
-    assert farthest(seen, in_use) <= bank.covering_radius * (1 + 1e-5) + 1e-5
+    patches, in_use = x[: start + 4], bank.patches.embeddings[: int(bank.num_rows[0])]
+    assert farthest(patches, in_use) <= bank.covering_radius * (1 + 1e-5) + 1e-5
   bank = memory_bank.select_coreset(KEY, bank, sized)
   assert farthest(x, bank.patches.embeddings) <= bank.covering_radius * (1 + 1e-5)
   assert rows // 2 in reduced or ratio == 0.02  # What was chosen has been chosen from again.
@@ -202,7 +205,7 @@ def test_fresh_patches_alone_are_selected_from_while_the_chosen_are_few():
 def test_making_room_covers_at_most_twice_as_far_as_selecting_at_once():
   for seed in range(4):
     x = embeddings(62, seed)
-    bank = settled(plan(62, ratio=0.1, rows=45), x)
+    bank = coreset_bank(plan(62, ratio=0.1, rows=45), x)
     assert len(bank.patches.embeddings) == 22
     at_once = farthest(x, slow_select(x, x[0, 0, 0], 22))
     assert farthest(x, bank.patches.embeddings) <= 2 * at_once, seed
@@ -248,12 +251,12 @@ def test_batches_of_more_than_half_of_the_bank_are_refused_with_a_way_out():
 def test_a_bank_can_be_taken_up_again(images, more, rows):
   """Old rows compete with new patches; numbers, counts and the radius go on."""
   x = embeddings(images + more, 2)
-  old = settled(plan(images, ratio=0.25, rows=rows), x[:images])
-  kept = jax.tree.map(np.asarray, memory_bank.to_arrays(old))
-  further = plan(more, seen=images, ratio=0.25, rows=rows)
-  bank = memory_bank.from_arrays(memory_bank.empty(further), kept, further)
+  old = coreset_bank(plan(images, ratio=0.25, rows=rows), x[:images])
+  arrays = jax.tree.map(np.asarray, memory_bank.to_arrays(old))
+  further = plan(more, num_previous=images, ratio=0.25, rows=rows)
+  bank = memory_bank.from_arrays(memory_bank.empty(further), arrays, further)
   np.testing.assert_array_equal(
-    bank.patches.embeddings[: len(old.patches.embeddings)], kept['embeddings']
+    bank.patches.embeddings[: len(old.patches.embeddings)], arrays['embeddings']
   )
   bank, _ = fold(bank, further, x[images:], first=images)
   bank = memory_bank.select_coreset(KEY, bank, further)
@@ -265,29 +268,29 @@ def test_a_bank_can_be_taken_up_again(images, more, rows):
   is_old = np.asarray(bank.patches.image_id) < images
   assert 0 < is_old.sum() < len(is_old)
   of_old = {row.tobytes() for row in np.asarray(bank.patches.embeddings)[is_old]}
-  assert of_old <= {row.tobytes() for row in kept['embeddings']}
+  assert of_old <= {row.tobytes() for row in arrays['embeddings']}
   assert old.covering_radius <= bank.covering_radius
   assert farthest(x, bank.patches.embeddings) <= bank.covering_radius * (1 + 1e-5)
 
 
 def test_a_bank_that_is_taken_up_and_put_down_is_the_same():
-  old = settled(plan(16, ratio=0.25), embeddings(16))
-  kept, further = (
+  old = coreset_bank(plan(16, ratio=0.25), embeddings(16))
+  arrays, further = (
     jax.tree.map(np.asarray, memory_bank.to_arrays(old)),
-    plan(12, seen=16, ratio=0.25),
+    plan(12, num_previous=16, ratio=0.25),
   )
   again = memory_bank.select_coreset(
-    KEY, memory_bank.from_arrays(memory_bank.empty(further), kept, further), further
+    KEY, memory_bank.from_arrays(memory_bank.empty(further), arrays, further), further
   )
   rows = np.asarray(again.patches.embeddings)
-  assert {x.tobytes() for x in rows} == {x.tobytes() for x in kept['embeddings']}
-  assert len(rows) == len(kept['embeddings'])
-  assert (again.covering_radius, again.num_images) == (kept['covering_radius'], 16)
+  assert {x.tobytes() for x in rows} == {x.tobytes() for x in arrays['embeddings']}
+  assert len(rows) == len(arrays['embeddings'])
+  assert (again.covering_radius, again.num_images) == (arrays['covering_radius'], 16)
 
 
 def test_a_projection_decides_what_stays_but_not_how_it_looks():
   x = embeddings(16)
-  whole, projected = (settled(plan(16, ratio=0.25, dim=dim), x) for dim in (0, 2))
+  whole, projected = (coreset_bank(plan(16, ratio=0.25, dim=dim), x) for dim in (0, 2))
   assert len(projected.patches.embeddings) == 16
   assert_rows_are_patches(projected.patches, x)
   assert sorted(projected.patches.embeddings.tolist()) != sorted(whole.patches.embeddings.tolist())
@@ -295,7 +298,7 @@ def test_a_projection_decides_what_stays_but_not_how_it_looks():
 
 def test_a_projection_to_as_many_dimensions_is_none():
   x = embeddings(16)
-  whole, same = (settled(plan(16, ratio=0.25, dim=dim), x) for dim in (0, D))
+  whole, same = (coreset_bank(plan(16, ratio=0.25, dim=dim), x) for dim in (0, D))
   np.testing.assert_array_equal(same.patches.embeddings, whole.patches.embeddings)
 
 
@@ -318,19 +321,19 @@ def test_of_every_fold_a_share_stands_in(images, ratio, dim):
   num_folds = min(sized.num_folds, images)  # In use.
   got = stood(sized, x)
   assert_rows_are_patches(got, x)
-  whose = np.bincount(np.asarray(got.image_id) % sized.num_folds)
-  there = np.bincount(np.arange(images) % sized.num_folds) * PATCHES
+  row_counts = np.bincount(np.asarray(got.image_id) % sized.num_folds)
+  patch_counts = np.bincount(np.arange(images) % sized.num_folds) * PATCHES
   np.testing.assert_array_equal(
-    whose, np.minimum(there, math.ceil(4 * sized.coreset_size / num_folds))
+    row_counts, np.minimum(patch_counts, math.ceil(4 * sized.coreset_size / num_folds))
   )
 
 
 @pytest.mark.parametrize('dim', [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_bank_without_a_fold_has_no_row_of_it_and_covers_the_others(dim):
   sized, x = plan(23, ratio=0.1, dim=dim), embeddings(23, 3)
-  stand_ins = stood(sized, x)
+  coresets = stood(sized, x)
   for out in (0, 3, 4):
-    rows = leave_out.coreset_without_fold(stand_ins, sized, out, sized.coreset_size)
+    rows = leave_out.coreset_without_fold(coresets, sized, out, sized.coreset_size)
     assert len(rows) == sized.coreset_size
     others = x[np.arange(23) % sized.num_folds != out]
     patches = {patch.tobytes() for patch in others.reshape(-1, D)}
@@ -347,7 +350,7 @@ def test_where_fewer_stand_in_than_asked_for_all_are_taken():
 
 
 @pytest.mark.slow
-def test_a_bank_that_made_room_has_stand_ins_of_what_is_left():
+def test_a_compacted_bank_has_calibration_coresets_of_its_rows():
   sized, x = plan(62, ratio=0.1, rows=45), embeddings(62)
   bank, _ = fold(memory_bank.empty(sized), sized, x)
   got = leave_out.select_calibration_coresets(KEY, bank, sized, None)
@@ -372,7 +375,7 @@ def on(devices):
     pytest.param(37, True, (1, 2, 4, 8), marks=pytest.mark.slow),
   ],
 )
-def test_what_is_kept_does_not_depend_on_the_devices(images, before, numbers):
+def test_the_bank_does_not_depend_on_the_devices(images, before, numbers):
   """Fewer images than devices, two of which hold no row; a number of images that none divides.
 
   After an earlier bank, and without one.
@@ -381,25 +384,29 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before, numbers):
   earlier = plan(11, ratio=0.25)
   old = fold(memory_bank.empty(earlier), earlier, x[images:])[0]
   stood = leave_out.select_calibration_coresets(KEY, old, earlier, None)
-  kept = jax.tree.map(
+  arrays = jax.tree.map(
     np.asarray, memory_bank.to_arrays(memory_bank.select_coreset(KEY, old, earlier))
   )
-  found = []
+  results = []
   for devices in numbers:
-    sized = plan(images, seen=first, ratio=0.25, shards=on(devices), max_extra_images_per_shard=1)
+    sized = plan(
+      images, num_previous=first, ratio=0.25, shards=on(devices), max_extra_images_per_shard=1
+    )
     bank = memory_bank.empty(sized)
     if before:
-      bank = memory_bank.from_arrays(bank, kept, sized)
+      bank = memory_bank.from_arrays(bank, arrays, sized)
     bank, _ = fold(bank, sized, x[:images], first, size=8)
     assert bank.num_rows.shape == (devices,)
     rows = bank.patches.embeddings
     assert rows.addressable_shards[0].data.shape[0] == len(rows) // devices
-    stand_ins = leave_out.select_calibration_coresets(KEY, bank, sized, stood if before else None)
-    without = leave_out.coreset_without_fold(stand_ins, sized, 2, sized.coreset_size)
-    found.append(jax.device_get((memory_bank.select_coreset(KEY, bank, sized), stand_ins, without)))
-  for got in found[1:]:
-    np.testing.assert_allclose(got[0].covering_radius, found[0][0].covering_radius, rtol=1e-5)
-    got, want = ((bank._replace(covering_radius=0), *rest) for bank, *rest in (got, found[0]))
+    coresets = leave_out.select_calibration_coresets(KEY, bank, sized, stood if before else None)
+    without = leave_out.coreset_without_fold(coresets, sized, 2, sized.coreset_size)
+    results.append(
+      jax.device_get((memory_bank.select_coreset(KEY, bank, sized), coresets, without))
+    )
+  for got in results[1:]:
+    np.testing.assert_allclose(got[0].covering_radius, results[0][0].covering_radius, rtol=1e-5)
+    got, want = ((bank._replace(covering_radius=0), *rest) for bank, *rest in (got, results[0]))
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
@@ -410,7 +417,7 @@ def test_every_device_makes_room_for_itself(devices):
   sized = plan(len(x), ratio=0.1, rows=45, shards=on(devices), max_extra_images_per_shard=1)
   bank, _ = fold(memory_bank.empty(sized), sized, x, size=4 * devices)
   assert (np.asarray(bank.num_rows) <= 45).all()
-  settled = memory_bank.select_coreset(KEY, bank, sized)
-  assert len(settled.patches.embeddings) == sized.coreset_size == round(0.1 * len(x) * PATCHES)
-  assert_rows_are_patches(settled.patches, x)
-  assert farthest(x, settled.patches.embeddings) <= settled.covering_radius * (1 + 1e-5)
+  selected = memory_bank.select_coreset(KEY, bank, sized)
+  assert len(selected.patches.embeddings) == sized.coreset_size == round(0.1 * len(x) * PATCHES)
+  assert_rows_are_patches(selected.patches, x)
+  assert farthest(x, selected.patches.embeddings) <= selected.covering_radius * (1 + 1e-5)

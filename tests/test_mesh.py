@@ -1,4 +1,4 @@
-"""What is learned, and what it says, is the same on any number of devices.
+"""Fitted models and their scores are the same on any number of devices.
 
 Maps have 8x8 positions, which three devices do not divide.
 """
@@ -50,9 +50,9 @@ def embed(variables):
 
   def embed(name, n):
     pixels = images(n)
-    one = Batch(pixels, np.ones(n, bool), np.arange(n, dtype=np.int32))
+    batch = Batch(pixels, np.ones(n, bool), np.arange(n, dtype=np.int32))
     state = MAKERS[name](RunContext(SIZE, SIZE, 3)).init(jax.random.key(0), variables)
-    return np.asarray(embedders[name](state.extractor, one))
+    return np.asarray(embedders[name](state.extractor, batch))
 
   return embed
 
@@ -105,11 +105,11 @@ def learned(name, variables, features, devices):
   largest = state.moments.m2 if name == 'padim' else state.memory_bank.patches.embeddings
   assert largest.addressable_shards[-1].data.shape[0] == len(largest) // devices
   coresets = once.select_coresets(state, {}) if once.select_coresets else {}
-  kept = {k: np.asarray(v) for k, v in coresets.items()}
+  state_arrays = {k: np.asarray(v) for k, v in coresets.items()}
   state = left.select(state) if left.select else state
-  kept |= stored(left.to_arrays(state))
+  state_arrays |= stored(left.to_arrays(state))
   fitted = jax.device_get(detector.finalize(state))
-  reference = once.leave_fold_out(variables, {k: np.array(v) for k, v in kept.items()}, 1)
+  reference = once.leave_fold_out(variables, {k: np.array(v) for k, v in state_arrays.items()}, 1)
   test = meshes.shard_batch(mesh, images(ROWS, 1))
   first = meshes.shard_batch(mesh, next(batches(features)))
   placed = fitted
@@ -118,7 +118,7 @@ def learned(name, variables, features, devices):
     reference = meshes.put_on_mesh(mesh, split.pad_to_shards(reference), split.held_out_model)
   scores = jax.device_get(jax.jit(detector.score)(placed, test))
   left_out = jax.device_get(jax.jit(once.score)(reference, first))
-  return kept, fitted, scores, jax.tree.map(lambda x: x[: min(n, ROWS)], left_out)
+  return state_arrays, fitted, scores, jax.tree.map(lambda x: x[: min(n, ROWS)], left_out)
 
 
 @pytest.mark.parametrize(
@@ -136,11 +136,11 @@ def learned(name, variables, features, devices):
 def test_any_number_of_devices_learns_and_says_the_same(name, n, numbers, variables, embed):
   """Images that no number of devices divides, and fewer of them than devices."""
   features = embed(name, n)
-  (kept, *want), *others = (
+  (state_arrays, *want), *others = (
     learned(name, variables, features, devices) for devices in (1, *numbers)
   )
   for also, *got in others:
-    for key, value in kept.items():
+    for key, value in state_arrays.items():
       if name == 'patchcore' and key != 'covering_radius':  # Picks, in their order.
         np.testing.assert_array_equal(also[key], value, err_msg=key)
       else:
@@ -182,21 +182,21 @@ def test_processes_that_cannot_share_a_batch_are_refused(
 @pytest.mark.parametrize('name', ['padim', pytest.param('patchcore', marks=pytest.mark.slow)])
 def test_a_run_that_is_split_leaves_the_same_model(name, fitted):
   split = '--config.mesh.data=3', '--config.mesh.shard_state=always'
-  one, many = (model_dir.load_calibration_scores(fitted(name, *flags)) for flags in ((), split))
-  assert many.paths == one.paths
-  np.testing.assert_allclose(many.scores, one.scores, rtol=1e-5)
-  np.testing.assert_allclose(many.peaks, one.peaks, rtol=1e-5)
+  single, many = (model_dir.load_calibration_scores(fitted(name, *flags)) for flags in ((), split))
+  assert many.paths == single.paths
+  np.testing.assert_allclose(many.scores, single.scores, rtol=1e-5)
+  np.testing.assert_allclose(many.peaks, single.peaks, rtol=1e-5)
 
 
 @pytest.mark.parametrize('name', small_runs.ANY_NAME)
 def test_a_model_that_is_split_judges_the_same(name, trained, drawn):
   """Where it is predicted with and where it is evaluated; images that no device count divides."""
   directory, files = trained(name) / 'model', sorted((drawn / 'disc').rglob('*.png'))[:5]
-  one, many = (
+  single, many = (
     list(create_model(model_dir=directory, device=device, shard_model=split).predict(files, 3))
     for device, split in (('cpu:0', False), ('cpu', True))
   )
-  for a, b in zip(many, one, strict=True):
+  for a, b in zip(many, single, strict=True):
     assert a.score == pytest.approx(b.score, rel=1e-5)
     assert a.label == b.label
     np.testing.assert_allclose(a.anomaly_map, b.anomaly_map, 1e-5, 1e-5 * b.score)
@@ -210,9 +210,9 @@ def test_a_model_that_is_split_judges_the_same(name, trained, drawn):
   def scorer(fitted, batch):
     return model.score(fitted, batch.image)
 
-  found = scoring.score_records(
+  scored = scoring.score_records(
     scorer, model.fitted, records, ImageCache(model.ops, 0), 3, mesh, model.fitted_specs
   )
   evaluated = predictor.open_on_mesh(model, mesh).predict(files, 3)
-  for a, b, c in zip(found, evaluated, one, strict=True):
+  for a, b, c in zip(scored, evaluated, single, strict=True):
     assert a.score == b.score == pytest.approx(c.score, rel=1e-5)

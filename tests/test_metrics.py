@@ -68,13 +68,13 @@ def slow_auroc(labels, scores):
 
 def slow_precision_and_recall(labels, scores):
   """At every score that occurs, from the largest down."""
-  found = []
+  points = []
   for threshold in thresholds(scores):
     marked = [
       bool(label) for label, score in zip(labels, scores, strict=True) if score >= threshold
     ]
-    found.append((sum(marked) / len(marked), sum(marked) / int(labels.sum())))
-  return found
+    points.append((sum(marked) / len(marked), sum(marked) / int(labels.sum())))
+  return points
 
 
 def slow_average_precision(labels, scores):
@@ -93,25 +93,27 @@ def slow_f1_max(labels, scores):
 def slow_regions(mask):
   """Pixels of each region, by a flood that also runs over corners."""
   left = {(int(i), int(j)) for i, j in zip(*np.nonzero(mask), strict=True)}
-  found = []
+  components = []
   while left:
     region, edge = set(), {min(left)}
     while edge:
       region |= edge
       left -= edge
-      around = {(i + a, j + b) for i, j in edge for a in (-1, 0, 1) for b in (-1, 0, 1)}
-      edge = around & left
-    found.append(sorted(region))
-  return found
+      neighborhood = {(i + a, j + b) for i, j in edge for a in (-1, 0, 1) for b in (-1, 0, 1)}
+      edge = neighborhood & left
+    components.append(sorted(region))
+  return components
 
 
 def slow_pro_curve(images):
   """MVTec's: at every score the mean share of a region that is marked, and of normal pixels."""
-  regions = [(scores, one) for scores, truth in images for one in slow_regions(truth)]
+  regions = [(scores, region) for scores, truth in images for region in slow_regions(truth)]
   normals = sum(int((~truth).sum()) for _, truth in images)
   points = [(0.0, 0.0)]
   for threshold in thresholds(np.concatenate([scores.ravel() for scores, _ in images])):
-    overlaps = [sum(scores[at] >= threshold for at in one) / len(one) for scores, one in regions]
+    overlaps = [
+      sum(scores[at] >= threshold for at in region) / len(region) for scores, region in regions
+    ]
     false = sum(int((scores[~truth] >= threshold).sum()) for scores, truth in images)
     points.append((false / normals, sum(overlaps) / len(overlaps)))
   return points
@@ -231,14 +233,14 @@ def test_chunks_batches_and_threads_change_nothing(case, cuts, batch, threads):
   labels, scores = case
   whole = ranked(labels, scores)
   chunks = np.split(scores[~labels], np.minimum(sorted(cuts), (~labels).sum()))
-  kept = [chunk.copy() for chunk in chunks]
+  copies = [chunk.copy() for chunk in chunks]
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(metrics, '_BATCH', batch)
     patch.setattr(metrics, '_NUM_THREADS', threads)
     parts = metrics.rank(scores[labels], iter(chunks))
   for a, b in zip(whole, parts, strict=True):
     np.testing.assert_array_equal(a, b)
-  for a, b in zip(chunks, kept, strict=True):  # The caller's own arrays stay as they are.
+  for a, b in zip(chunks, copies, strict=True):  # The caller's own arrays stay as they are.
     np.testing.assert_array_equal(a, b)
 
 
@@ -293,14 +295,14 @@ MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, ma
 def test_regions_are_flooded(mask):
   labels, sizes = regions.label_regions(mask)
   want = slow_regions(mask)
-  assert sorted(sizes) == sorted(len(one) for one in want)
+  assert sorted(sizes) == sorted(len(region) for region in want)
   assert (labels > 0).tolist() == mask.tolist()
-  for one in want:
-    (label,) = {int(labels[at]) for at in one}
-    assert sizes[label - 1] == len(one)
+  for region in want:
+    (label,) = {int(labels[at]) for at in region}
+    assert sizes[label - 1] == len(region)
   weights = np.zeros(mask.shape)
   weights[mask] = metrics.region_weights(mask)
-  assert all(weights[at] == 1 / len(one) for one in want for at in one)
+  assert all(weights[at] == 1 / len(region) for region in want for at in region)
 
 
 def test_regions_touch_diagonally():
@@ -313,15 +315,15 @@ def test_regions_touch_diagonally():
 @given(st.data(), MASKS)
 def test_hits_of_regions_are_looked_up(data, truth):
   pred = data.draw(hnp.arrays(bool, truth.shape))
-  sizes, found = metrics.region_hits(pred, truth)
-  want = [(len(one), any(pred[at] for at in one)) for one in slow_regions(truth)]
-  assert sorted(zip(sizes.tolist(), found.tolist(), strict=True)) == sorted(want)
+  sizes, hits = metrics.region_hits(pred, truth)
+  want = [(len(region), any(pred[at] for at in region)) for region in slow_regions(truth)]
+  assert sorted(zip(sizes.tolist(), hits.tolist(), strict=True)) == sorted(want)
 
 
 def test_miss_rate_goes_by_decades_of_area():
   sizes = np.array([1, 99, 100, 999, 999, 10000, 250000])
-  found = np.array([True, False, True, False, False, True, True])
-  assert metrics.miss_rate_by_size(sizes, found) == {
+  hits = np.array([True, False, True, False, False, True, True])
+  assert metrics.miss_rate_by_size(sizes, hits) == {
     '<100': {'regions': 2, 'missed': 0.5},
     '100-999': {'regions': 3, 'missed': pytest.approx(2 / 3)},
     '>=10000': {'regions': 2, 'missed': 0.0},
@@ -361,13 +363,13 @@ def slow_confusion(pred, truth):
 @given(st.data(), MASKS)
 def test_confusion_is_counted(data, truth):
   pred = data.draw(hnp.arrays(bool, truth.shape))
-  found = metrics.Confusion.from_predictions(pred, truth)
-  assert found == (
+  confusion = metrics.Confusion.from_predictions(pred, truth)
+  assert confusion == (
     (pred & truth).sum(), (pred & ~truth).sum(), (~pred & truth).sum(), (~pred & ~truth).sum()
   )  # fmt: skip
-  assert all(type(count) is int for count in found)  # NumPy's would overflow in kappa.
+  assert all(type(count) is int for count in confusion)  # NumPy's would overflow in kappa.
   for name, want in slow_confusion(pred, truth).items():
-    got = getattr(found, name)
+    got = getattr(confusion, name)
     assert got == (None if want is None else pytest.approx(want, abs=1e-12)), name
 
 
@@ -391,7 +393,7 @@ def test_a_model_that_never_fires_is_not_rewarded():
 
 
 def test_kappa_is_scikit_learns_at_the_size_of_a_test_set():
-  found = metrics.Confusion(3_000_000, 200_000, 400_000, 164_000_000)
+  confusion = metrics.Confusion(3_000_000, 200_000, 400_000, 164_000_000)
   labels, preds = [1, 0, 1, 0], [1, 1, 0, 0]
-  want = sklearn.cohen_kappa_score(labels, preds, sample_weight=np.array(found, float))
-  assert found.kappa == pytest.approx(want, abs=1e-9)
+  want = sklearn.cohen_kappa_score(labels, preds, sample_weight=np.array(confusion, float))
+  assert confusion.kappa == pytest.approx(want, abs=1e-9)

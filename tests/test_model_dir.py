@@ -124,10 +124,10 @@ def test_there_is_no_pickle_in_it(directory):
 
 
 def test_the_scores_that_thresholds_stand_on_are_kept(directory, tmp_path):
-  found = model_dir.load_calibration_scores(directory)
-  assert found.paths == NORMALS.paths
-  np.testing.assert_array_equal(found.scores, NORMALS.scores)
-  np.testing.assert_array_equal(found.peaks, NORMALS.peaks)
+  scores = model_dir.load_calibration_scores(directory)
+  assert scores.paths == NORMALS.paths
+  np.testing.assert_array_equal(scores.scores, NORMALS.scores)
+  np.testing.assert_array_equal(scores.peaks, NORMALS.peaks)
   assert model_dir.load_calibration_scores(tmp_path) is None
 
 

@@ -25,8 +25,8 @@ def slow_nearest(queries, bank, k):
   shape = len(queries), min(k, len(bank))
   distance, row = np.zeros(shape), np.zeros(shape, int)
   for i, query in enumerate(queries):
-    found = [(np.sqrt(np.sum((query - other) ** 2)), j) for j, other in enumerate(bank)]
-    for column, (value, j) in enumerate(sorted(found)[:k]):
+    candidates = [(np.sqrt(np.sum((query - other) ** 2)), j) for j, other in enumerate(bank)]
+    for column, (value, j) in enumerate(sorted(candidates)[:k]):
       distance[i, column], row[i, column] = value, j
   return distance, row
 
@@ -103,8 +103,8 @@ def test_the_first_of_more_equal_rows_than_candidates_is_the_nearest():
 
 def test_equal_distances_are_ordered_by_row_however_they_were_nominated():
   bank = jnp.array([[1.0], [-1.0], [3.0]])
-  found = jnp.array([[2, 1, 0]], jnp.int32)
-  got = neighbors._sort_candidates(jnp.zeros((1, 1)), bank, found, 3)
+  candidates = jnp.array([[2, 1, 0]], jnp.int32)
+  got = neighbors._sort_candidates(jnp.zeros((1, 1)), bank, candidates, 3)
   np.testing.assert_array_equal(got.row, [[0, 1, 2]])
 
 
@@ -153,14 +153,14 @@ def test_the_export_variant_finds_an_equally_near_row(offset):
 def test_centering_is_exact_and_removes_the_offset(offset):
   bank = normal(500, 7, offset=offset)
   bank[:, 3] = offset  # A dimension in which nothing happens.
-  made = neighbors.build_index(jnp.asarray(bank))
-  center = np.asarray(made.center, np.float64)
-  np.testing.assert_array_equal(np.asarray(made.rows, np.float64) + center, bank)
-  assert np.abs(made.rows).max() < 20
+  index = neighbors.build_index(jnp.asarray(bank))
+  center = np.asarray(index.center, np.float64)
+  np.testing.assert_array_equal(np.asarray(index.rows, np.float64) + center, bank)
+  assert np.abs(index.rows).max() < 20
 
 
 def test_far_clusters_keep_exact_distances():
-  """What the product cannot tell apart is off by no more than its rounding; see `nearest`."""
+  """Distances that the product cannot tell apart are off by its rounding alone; see `nearest`."""
   random = np.random.default_rng(0)
   centers = random.normal(size=(10, 64)) * 1e3 / 8  # Norms about 1e3.
   bank = (centers[np.arange(600) % 10] + 0.1 * random.normal(size=(600, 64))).astype(np.float32)
@@ -248,8 +248,8 @@ def test_the_approximate_search_is_the_exact_one_on_a_cpu(budget):
 
 
 def test_share_found_counts_neighbors_in_any_order():
-  exact, found = jnp.array([[1, 2], [3, 4]]), jnp.array([[2, 9], [4, 3]])
-  assert neighbors._recall(exact, found) == 0.75
+  exact, approximate = jnp.array([[1, 2], [3, 4]]), jnp.array([[2, 9], [4, 3]])
+  assert neighbors._recall(exact, approximate) == 0.75
 
 
 def test_impossible_arguments_are_named():

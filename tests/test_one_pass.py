@@ -39,9 +39,9 @@ def thumbnails(pixels):
   return pixels[:, 8::16, 8::16] / np.float32(255)
 
 
-def averaging(told=None, selects=True):
+def averaging(calls=None, selects=True):
   """The mean of thumbnails; what happens on the host is noted in `told`."""
-  told = [] if told is None else told
+  calls = [] if calls is None else calls
 
   def embed(offset, batch):
     if batch.features is not None:
@@ -50,28 +50,28 @@ def averaging(told=None, selects=True):
 
   def update(state, batch):
     x, valid = embed(state.extractor, batch), jnp.asarray(batch.valid)
-    told.append(('traced', x.shape, batch.image.shape))
+    calls.append(('traced', x.shape, batch.image.shape))
     total = state.total + jnp.sum(jnp.where(valid[:, None, None, None], x, 0.0), axis=0)
     folded = state.folded.at[jnp.where(valid, batch.index, MOST)].add(1, mode='drop')
     n = state.n + jnp.sum(valid, dtype=jnp.float32)
     return State(state.extractor, total, n, folded), {'images': n}
 
   def make_room(state, images):
-    told.append(('room', images))
+    calls.append(('room', images))
     return state
 
-  def settle(state):
-    told.append(('settle', float(state.n)))
+  def select_all(state):
+    calls.append(('select', float(state.n)))
     return state
 
-  def stand_ins(state, before):
-    told.append(('stand_ins', float(state.n), sorted(before)))
+  def select_coresets(state, before):
+    calls.append(('coresets', float(state.n), sorted(before)))
     return {'stood': state.n}
 
-  def reference(variables, kept, fold):
-    told.append(('reference', fold))
-    assert kept['stood'] == kept['n']
-    return variables['offset'], kept['total'], kept['n'], np.float32(fold)
+  def reference(variables, arrays, fold):
+    calls.append(('reference', fold))
+    assert arrays['stood'] == arrays['n']
+    return variables['offset'], arrays['total'], arrays['n'], np.float32(fold)
 
   def score_left_out(reference, batch):
     offset, total, n, fold = reference
@@ -83,11 +83,13 @@ def averaging(told=None, selects=True):
 
   incremental = Incremental(
     to_arrays=lambda state: {'total': state.total, 'n': state.n, 'folded': state.folded},
-    restore=lambda state, kept: State(state.extractor, kept['total'], kept['n'], kept['folded']),
-    summarize=lambda kept, embeddings: {},
+    restore=lambda state, arrays: State(
+      state.extractor, arrays['total'], arrays['n'], arrays['folded']
+    ),
+    summarize=lambda arrays, embeddings: {},
     drift=lambda before, after: {},
     compact=make_room,
-    select=settle if selects else None,
+    select=select_all if selects else None,
   )
   return Detector(
     init=lambda key, variables: State(
@@ -96,7 +98,7 @@ def averaging(told=None, selects=True):
     update=update,
     finalize=lambda state: state.total / state.n,
     score=lambda fitted, images: Scores(jnp.zeros((1, 1, 1)), jnp.zeros(1)),
-    leave_one_out=LeaveOneOut(FOLDS, embed, reference, score_left_out, stand_ins),
+    leave_one_out=LeaveOneOut(FOLDS, embed, reference, score_left_out, select_coresets),
     incremental=incremental,
   )
 
@@ -130,56 +132,56 @@ def fold(detector, records, folder, before=None, batch_size=4, devices=1, store=
   run = a_run(detector, records, folder, before, devices)
   folded = one_pass.fit_one_pass(run, batch_size, 10, store or EmbeddingStore((), 0))
   # Fitted must be what the kept arrays say, or scoring and learning more would disagree.
-  kept = incremental_state.load_state_arrays(folder)
-  np.testing.assert_allclose(folded.fitted, kept['total'] / kept['n'], rtol=1e-6)
-  return folded, kept
+  arrays = incremental_state.load_state_arrays(folder)
+  np.testing.assert_allclose(folded.fitted, arrays['total'] / arrays['n'], rtol=1e-6)
+  return folded, arrays
 
 
-def earlier(kept, records, most=99):
-  """What a run over these images leaves, of which at most so many are stored."""
+def earlier(arrays, records, most=99):
+  """State of a run over these images, of which at most so many are stored."""
   run = a_run(averaging(), records, None, most=most)
   return incremental_state.IncrementalState(
-    kept, image_table.to_learned_images(run.image_table, run.cache)
+    arrays, image_table.to_learned_images(run.image_table, run.cache)
   )
 
 
 @pytest.mark.parametrize(('batch_size', 'devices'), [(4, 1), (1, 1), (32, 1), (4, 8), (32, 8)])
 def test_every_image_is_folded_in_once(records, embeddings, tmp_path, batch_size, devices):
-  _, kept = fold(averaging(), records, tmp_path, batch_size=batch_size, devices=devices)
+  _, arrays = fold(averaging(), records, tmp_path, batch_size=batch_size, devices=devices)
   assert sorted(path.name for path in tmp_path.iterdir()) == [
     'folded.npy',
     'n.npy',
     'stood.npy',
     'total.npy',
   ]
-  assert kept['n'] == 10
-  np.testing.assert_array_equal(kept['folded'], np.arange(MOST) < 10)
-  np.testing.assert_allclose(kept['total'], embeddings.sum(0), rtol=1e-5)
+  assert arrays['n'] == 10
+  np.testing.assert_array_equal(arrays['folded'], np.arange(MOST) < 10)
+  np.testing.assert_allclose(arrays['total'], embeddings.sum(0), rtol=1e-5)
 
 
 def test_a_fold_goes_on_from_an_earlier_one(records, embeddings, tmp_path):
-  _, kept = fold(averaging(), records[:7], tmp_path)
-  _, kept = fold(averaging(), records[7:], tmp_path, earlier(kept, records[:7], 2))
-  assert kept['n'] == 10
-  np.testing.assert_array_equal(kept['folded'], np.arange(MOST) < 10)
-  np.testing.assert_allclose(kept['total'], embeddings.sum(0), rtol=1e-5)
+  _, arrays = fold(averaging(), records[:7], tmp_path)
+  _, arrays = fold(averaging(), records[7:], tmp_path, earlier(arrays, records[:7], 2))
+  assert arrays['n'] == 10
+  np.testing.assert_array_equal(arrays['folded'], np.arange(MOST) < 10)
+  np.testing.assert_allclose(arrays['total'], embeddings.sum(0), rtol=1e-5)
 
 
 def test_batches_are_even_and_bring_no_pixels(records, tmp_path):
   for selects in (True, False):
-    told = []
-    detector = averaging(told, selects)
+    calls = []
+    detector = averaging(calls, selects)
     fold(detector, records, tmp_path, batch_size=8)  # Batches of 6 and 4, not of 8 and 2.
-    traced = [note for note in told if note[0] == 'traced']
+    traced = [note for note in calls if note[0] == 'traced']
     # The update is traced only once, although it is compiled ahead.
     assert traced == [('traced', (6, *SHAPE), (6, 1, 1, 3))]
 
 
-def test_room_is_made_before_every_batch_and_stand_ins_before_the_end_is_settled(records, tmp_path):
-  told = []
-  fold(averaging(told), records, tmp_path, batch_size=4)
-  told = [note for note in told if note[0] != 'traced']
-  assert told == [('room', 4)] * 3 + [('stand_ins', 10, []), ('settle', 10)]
+def test_compaction_precedes_every_batch_and_coresets_precede_the_selection(records, tmp_path):
+  calls = []
+  fold(averaging(calls), records, tmp_path, batch_size=4)
+  calls = [note for note in calls if note[0] != 'traced']
+  assert calls == [('room', 4)] * 3 + [('coresets', 10, []), ('select', 10)]
 
 
 def test_padding_has_no_image_id():
@@ -191,8 +193,10 @@ def test_padding_has_no_image_id():
   assert numbered.index.dtype == np.int32
 
 
-def left_out(records, folder, before=None, told=None, batch_size=4, devices=1, most=99, store=None):
-  run = a_run(averaging(told), records, folder, before, devices, most)
+def left_out(
+  records, folder, before=None, calls=None, batch_size=4, devices=1, most=99, store=None
+):
+  run = a_run(averaging(calls), records, folder, before, devices, most)
   extractor = meshes.replicate(run.mesh, jnp.float32(OFFSET))
   return leave_one_out.score(run, extractor, store or EmbeddingStore((), 0), batch_size)
 
@@ -295,11 +299,11 @@ def test_images_of_an_earlier_run_are_scored_like_files(records, embeddings, tmp
   early, late = tmp_path / 'early', tmp_path / 'late'
   early.mkdir()
   late.mkdir()
-  _, kept = fold(averaging(), records[:7], early)
-  before = earlier(kept, records[:7])
-  told = []
-  fold(averaging(told), records[7:], late, before)
-  assert ('stand_ins', 10, ['folded', 'n', 'stood', 'total']) in told
+  _, arrays = fold(averaging(), records[:7], early)
+  before = earlier(arrays, records[:7])
+  calls = []
+  fold(averaging(calls), records[7:], late, before)
+  assert ('coresets', 10, ['folded', 'n', 'stood', 'total']) in calls
   peaks = left_out(records[7:], late, before)
   want = slow_left_out(embeddings, range(10))
   np.testing.assert_allclose(peaks.peaks, want, rtol=1e-5)
@@ -309,13 +313,13 @@ def test_images_of_an_earlier_run_are_scored_like_files(records, embeddings, tmp
 
 @pytest.mark.parametrize('most', [1, 3, 4, 7, 10, 99])
 def test_of_many_images_as_few_folds_as_possible_are_scored(records, embeddings, tmp_path, most):
-  told = []
+  calls = []
   fold(averaging(), records, tmp_path)
-  peaks = left_out(records, tmp_path, None, told, most=most)
+  peaks = left_out(records, tmp_path, None, calls, most=most)
   assert len(peaks.scores) == min(most, 10)
   sizes = np.cumsum(np.bincount(np.arange(10) % FOLDS))
   num_folds = 1 + np.searchsorted(sizes, min(most, 10))
-  assert {note[1] for note in told if note[0] == 'reference'} == set(range(num_folds))
+  assert {note[1] for note in calls if note[0] == 'reference'} == set(range(num_folds))
   alone = dict(
     zip((str(r.path) for r in records), slow_left_out(embeddings, range(10)), strict=True)
   )

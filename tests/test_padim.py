@@ -137,7 +137,7 @@ def test_score_is_the_definition(variables, projection, enlarge, slow):
 
 @pytest.mark.parametrize(
   ('rows', 'padding'),
-  [(1, 0), (5, 3), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((4, 0), (12, 4)))],
+  [(1, 0), (5, 3), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((4, 0), (12, 4)))],
 )
 def test_any_batch_size_and_padding_give_the_same_model(update, start, whole, rows, padding):
   state = start
@@ -168,8 +168,8 @@ def test_leaving_an_image_out_equals_refitting_without_it(
   detector, update, score, start, whole, variables, left_out
 ):
   pixels, once = images(12), detector.leave_one_out
-  kept = stored(detector.incremental.to_arrays(whole))
-  reference = once.leave_fold_out(variables, kept, 0)
+  state_arrays = stored(detector.incremental.to_arrays(whole))
+  reference = once.leave_fold_out(variables, state_arrays, 0)
   its_own = batch(pixels[left_out : left_out + 1], left_out)
   got = jax.jit(once.score)(reference, its_own)
   refitted, _ = update(start, batch(np.delete(pixels, left_out, axis=0)))
@@ -208,8 +208,8 @@ def test_a_held_out_model_is_made_from_triangles_by_columns(detector, whole, var
 def test_extended_by_the_other_half_equals_fitted_at_once(detector, update, start, whole):
   pixels, once = images(12), detector.incremental
   half, _ = update(start, batch(pixels[:5]))
-  kept = stored(once.to_arrays(half))
-  extended, _ = update(once.restore(start, kept), batch(pixels[5:], 5))
+  state_arrays = stored(once.to_arrays(half))
+  extended, _ = update(once.restore(start, state_arrays), batch(pixels[5:], 5))
   assert_same(extended.moments, whole.moments)
   assert_same(detector.finalize(extended), jax.jit(detector.finalize)(whole), rtol=1e-3)
 
@@ -217,12 +217,12 @@ def test_extended_by_the_other_half_equals_fitted_at_once(detector, update, star
 def test_an_extended_run_keeps_the_projection_whatever_its_seed(detector, start, whole, variables):
   other = detector.init(jax.random.key(1), variables)
   assert (other.extractor.projection != start.extractor.projection).any()
-  kept = stored(detector.incremental.to_arrays(whole))
-  extended = detector.incremental.restore(other, kept)
+  state_arrays = stored(detector.incremental.to_arrays(whole))
+  extended = detector.incremental.restore(other, state_arrays)
   np.testing.assert_array_equal(extended.extractor.projection, start.extractor.projection)
   fitted = detector.finalize(extended)  # The projection is part of the model.
   np.testing.assert_array_equal(fitted.feature_extractor.projection, start.extractor.projection)
-  reference = detector.leave_one_out.leave_fold_out(variables, kept, 0)
+  reference = detector.leave_one_out.leave_fold_out(variables, state_arrays, 0)
   np.testing.assert_array_equal(
     reference.fitted.feature_extractor.projection, start.extractor.projection
   )
@@ -233,10 +233,10 @@ def test_means_move_by_standard_deviations():
   m2 = 4 * np.array([[[4.0, 0.0, 16.0]]])  # Packed triangles.
   before = {'n': 5.0, 'mean': np.array([[[1.0, 2.0]]]), 'm2': m2}
   after = {'n': 9.0, 'mean': np.array([[[4.0, 6.0]]]), 'm2': 2 * m2}
-  told = make().incremental.drift(before, after)
-  assert told['images_before'] == 5
-  assert told['images_after'] == 9
-  assert told['mean_shift'] == pytest.approx(np.sqrt(((3 / 2) ** 2 + (4 / 4) ** 2) / 2))
+  drift = make().incremental.drift(before, after)
+  assert drift['images_before'] == 5
+  assert drift['images_after'] == 9
+  assert drift['mean_shift'] == pytest.approx(np.sqrt(((3 / 2) ** 2 + (4 / 4) ** 2) / 2))
 
 
 def test_batched_equals_one_by_one(score, fitted):

@@ -89,7 +89,7 @@ def test_the_pattern_matches_the_end_of_the_path(name, pattern, part):
     ('.', PATTERN), ('/', PATTERN),
   ],
 )  # fmt: skip
-def test_whatever_has_no_part_is_refused(name, pattern):
+def test_paths_without_a_part_are_refused(name, pattern):
   with pytest.raises(ConfigError) as refused:
     parts.part_of(name, pattern)
   assert (refused.value.key, refused.value.value) == ('predict.part_pattern', pattern)
@@ -206,7 +206,7 @@ def client(directory):
 
 @pytest.fixture
 def part_verdicts(client):
-  """What the service remembers of parts: nothing at first."""
+  """Verdicts of parts that the service holds: none at first."""
   remembered = client.app.state.service.part_verdicts
   remembered.clear()
   return remembered
@@ -215,16 +215,18 @@ def part_verdicts(client):
 def test_requests_of_one_part_have_one_verdict(client, part_verdicts, folder, verdicts):
   headers = {'Content-Type': 'image/png'}
   paths = sorted(folder.iterdir())
-  seen: dict[str, list[str]] = {}
+  labels_by_part: dict[str, list[str]] = {}
   for path in itertools.chain(paths[::2], paths[1::2]):
     name = path.stem.partition('_')[0]
     url = f'{ROUTE}?labelMap=false'
     answer = client.post(url, params={'part': name}, content=path.read_bytes(), headers=headers)
     result = answer.json()['result']
-    seen.setdefault(name, []).append(result['label'])
-    worst = max(seen[name], key=SEVERITY.get)
-    assert result['part'] == {'part': name, 'label': worst, 'images': len(seen[name])}
-  assert {name: max(found, key=SEVERITY.get) for name, found in seen.items()} == verdicts
+    labels_by_part.setdefault(name, []).append(result['label'])
+    worst = max(labels_by_part[name], key=SEVERITY.get)
+    assert result['part'] == {'part': name, 'label': worst, 'images': len(labels_by_part[name])}
+  assert {
+    name: max(labels, key=SEVERITY.get) for name, labels in labels_by_part.items()
+  } == verdicts
   answer = client.post(ROUTE, content=paths[0].read_bytes(), headers=headers)
   assert 'part' not in answer.json()['result']
 
@@ -244,7 +246,7 @@ def test_the_protocol_has_one_verdict_for_all_images_of_a_part(
 ):
   """It counts the images of the request and of those before it, however they are divided."""
   paths = sorted(folder.iterdir(), key=lambda path: path.name[::-1])
-  seen: dict[str, list[str]] = {}
+  labels_by_part: dict[str, list[str]] = {}
   worst: dict[str, str] = {}
   for start, stop in itertools.pairwise((0, *cuts, len(paths))):
     names = [path.stem.partition('_')[0] for path in paths[start:stop]]
@@ -252,10 +254,10 @@ def test_the_protocol_has_one_verdict_for_all_images_of_a_part(
     answer = client.post(INFER, json={'inputs': tensors}).json()
     outputs = {tensor['name']: tensor['data'] for tensor in answer['outputs']}
     for name, label in zip(names, outputs['label'], strict=True):
-      seen.setdefault(name, []).append(label)
-    worst = {name: max(found, key=SEVERITY.get) for name, found in seen.items()}
+      labels_by_part.setdefault(name, []).append(label)
+    worst = {name: max(labels, key=SEVERITY.get) for name, labels in labels_by_part.items()}
     assert outputs['part_label'] == [worst[name] for name in names]
-    assert outputs['part_images'] == [len(seen[name]) for name in names]
+    assert outputs['part_images'] == [len(labels_by_part[name]) for name in names]
   assert worst == verdicts
 
 
@@ -380,7 +382,7 @@ const answer = (cases) => cases.map((images) => Object.fromEntries(
 
 def test_browsers_have_the_same_verdicts(in_node):
   names = {'unreadable': 'failed'}
-  cases = [[*zip('aabc', found, strict=True)] for found in itertools.product(SEVERITY, repeat=4)]
+  cases = [[*zip('aabc', labels, strict=True)] for labels in itertools.product(SEVERITY, repeat=4)]
   images = [[{'part': p, 'label': names.get(x, x)} for p, x in case] for case in cases]
   expected = []
   for case in cases:

@@ -41,9 +41,9 @@ def batch(n, seed=0, first=0):
   return Batch(images(n, seed), np.ones(n, bool), numbers)
 
 
-def make(count=6, seen=0, **options):
+def make(count=6, num_previous=0, **options):
   options = PatchcoreSettings(**{'ratio': 0.1, **options})
-  return patchcore.make(BACKBONE, RunContext(SIZE, SIZE, count, seen), options)
+  return patchcore.make(BACKBONE, RunContext(SIZE, SIZE, count, num_previous), options)
 
 
 def embedded(x, first=0):
@@ -67,25 +67,25 @@ def embeddings(detector, variables):
   return np.asarray(jax.jit(detector.leave_one_out.embed)(variables, batch(6)))
 
 
-def stood(detector, variables, one, before=None):
-  """What stands in for the images of a batch, as `onepass` has it."""
+def stood(detector, variables, training_batch, before=None):
+  """Calibration coresets of the images of a batch, as `one_pass` selects them."""
   state = detector.init(jax.random.key(1), variables)
   if before is not None:
     state = detector.incremental.restore(state, before)
-  state, _ = jax.jit(detector.update)(state, one)
+  state, _ = jax.jit(detector.update)(state, training_batch)
   return jax.tree.map(np.asarray, detector.leave_one_out.select_coresets(state, before or {}))
 
 
-def learn(detector, variables, batches, kept=None):
+def learn(detector, variables, batches, state_arrays=None):
   """Fold batches in and settle, as `onepass` does."""
   once, update = detector.incremental, jax.jit(detector.update)
   state = detector.init(jax.random.key(1), variables)
-  if kept is not None:
-    state = once.restore(state, kept)
-  for one in batches:
+  if state_arrays is not None:
+    state = once.restore(state, state_arrays)
+  for training_batch in batches:
     if once.compact:
-      state = once.compact(state, len(one.valid))
-    state, _ = update(state, one)
+      state = once.compact(state, len(training_batch.valid))
+    state, _ = update(state, training_batch)
   return once.select(state)
 
 
@@ -100,12 +100,12 @@ def fitted(detector, state):
 
 
 @pytest.fixture(scope='module')
-def kept(detector, state):
+def state_arrays(detector, state):
   return jax.tree.map(np.asarray, detector.incremental.to_arrays(state))
 
 
 @pytest.fixture(scope='module')
-def stand_ins(detector, variables, embeddings):
+def calibration_coresets(detector, variables, embeddings):
   return stood(detector, variables, embedded(embeddings))
 
 
@@ -191,46 +191,50 @@ def test_more_channels_than_there_are_change_nothing(embeddings, variables):
 
 
 @pytest.mark.accelerator
-def test_score_is_that_of_the_paper(score, fitted, kept, variables):
+def test_score_is_that_of_the_paper(score, fitted, state_arrays, variables):
   pixels = images(3, seed=9)
-  assert len(kept['embeddings']) == round(0.1 * 6 * GRID**2)
-  xs = [slow_embed(variables, one) for one in pixels]
+  assert len(state_arrays['embeddings']) == round(0.1 * 6 * GRID**2)
+  xs = [slow_embed(variables, image) for image in pixels]
   got = score(fitted, pixels)
-  assert_scores(got, xs, kept['embeddings'])
+  assert_scores(got, xs, state_arrays['embeddings'])
 
 
 @pytest.mark.parametrize(('image_score', 'rows'), [('max', 38), ('top:0.1', 38), ('top:0.003', 1)])
 def test_score_with_other_image_scores_and_a_bank_of_one_row(
-  image_score, rows, kept, variables, embeddings
+  image_score, rows, state_arrays, variables, embeddings
 ):
   xs = embeddings[:2] + np.float32(0.1) * embeddings[2:4, ::-1]
   got = jax.jit(make(image_score=image_score).leave_one_out.score)(
-    fitted_to(variables, kept['embeddings'][:rows]), embedded(xs)
+    fitted_to(variables, state_arrays['embeddings'][:rows]), embedded(xs)
   )
-  assert_scores(got, xs, kept['embeddings'][:rows], image_score=image_score)
+  assert_scores(got, xs, state_arrays['embeddings'][:rows], image_score=image_score)
 
 
 def fitted_to(variables, rows):
   return patchcore.Fitted(variables, knn.build_index(jnp.asarray(rows)))
 
 
-def test_embeddings_far_from_the_origin_are_scored_alike(left_out, kept, variables, embeddings):
-  rows, xs = kept['embeddings'] + np.float32(100), embeddings[:2, ::-1] + np.float32(100)
+def test_embeddings_far_from_the_origin_are_scored_alike(
+  left_out, state_arrays, variables, embeddings
+):
+  rows, xs = state_arrays['embeddings'] + np.float32(100), embeddings[:2, ::-1] + np.float32(100)
   far = fitted_to(variables, rows)
   assert (far.memory_bank.center > 50).any()  # Which is what could be forgotten.
   assert_scores(left_out(far, embedded(xs)), xs, rows)
 
 
-def test_huge_distances_do_not_overflow(left_out, kept, variables, embeddings):
-  got = left_out(fitted_to(variables, 1e3 * kept['embeddings']), embedded(1e4 * embeddings[:2]))
+def test_huge_distances_do_not_overflow(left_out, state_arrays, variables, embeddings):
+  got = left_out(
+    fitted_to(variables, 1e3 * state_arrays['embeddings']), embedded(1e4 * embeddings[:2])
+  )
   assert np.isfinite(got.map).all()
   assert (got.image > 0).all()
   assert np.isfinite(got.image).all()
 
 
-def test_patches_of_the_bank_have_no_distance(left_out, kept, variables):
-  x = np.resize(kept['embeddings'], (2, GRID, GRID, 192))
-  got = left_out(fitted_to(variables, kept['embeddings']), embedded(x))
+def test_patches_of_the_bank_have_no_distance(left_out, state_arrays, variables):
+  x = np.resize(state_arrays['embeddings'], (2, GRID, GRID, 192))
+  got = left_out(fitted_to(variables, state_arrays['embeddings']), embedded(x))
   np.testing.assert_array_equal(got.map, 0)
   np.testing.assert_array_equal(got.image, 0)
 
@@ -259,10 +263,10 @@ def test_sharded_equals_single(detector, fitted):
 
 @pytest.mark.parametrize('size', [1, 4])
 def test_batches_of_any_size_and_rows_that_are_not_valid_give_the_same_bank(
-  size, detector, variables, state, kept
+  size, detector, variables, state, state_arrays
 ):
   """The last batch of four is filled up with images that must not matter."""
-  update, own = jax.jit(detector.update), detector.init(jax.random.key(1), variables)
+  update, other_state = jax.jit(detector.update), detector.init(jax.random.key(1), variables)
   metrics = {}
   for start in range(0, 6, size):
     part = [x[start : start + size] for x in batch(6)[:3]]
@@ -270,13 +274,13 @@ def test_batches_of_any_size_and_rows_that_are_not_valid_give_the_same_bank(
     if fill:
       extra = images(fill, 5), np.zeros(fill, bool), np.full(fill, -1, np.int32)
       part = [np.concatenate(pair) for pair in zip(part, extra, strict=True)]
-    own, metrics = update(own, Batch(*part))
+    other_state, metrics = update(other_state, Batch(*part))
   assert metrics['images'] == 6
-  got = detector.incremental.select(own)
+  got = detector.incremental.select(other_state)
   np.testing.assert_allclose(
-    got.memory_bank.patches.embeddings, kept['embeddings'], rtol=1e-3, atol=1e-4
+    got.memory_bank.patches.embeddings, state_arrays['embeddings'], rtol=1e-3, atol=1e-4
   )
-  np.testing.assert_array_equal(got.memory_bank.patches.image_id, kept['image_id'])
+  np.testing.assert_array_equal(got.memory_bank.patches.image_id, state_arrays['image_id'])
   assert (got.memory_bank.num_images, len(got.memory_bank.patches.embeddings)) == (6, 38)
   assert got.memory_bank.covering_radius == pytest.approx(
     float(state.memory_bank.covering_radius), rel=1e-4
@@ -292,13 +296,15 @@ def test_stored_embeddings_equal_their_images(detector, variables, embeddings):
   np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
-def test_learned_embeddings_are_views_of_those_of_this_run(detector, variables, embeddings, kept):
+def test_learned_embeddings_are_views_of_those_of_this_run(
+  detector, variables, embeddings, state_arrays
+):
   """Images in any order, padding between them, and an earlier run's coreset before them."""
   order, is_image = np.array([2, 0, 5]), np.array([True, False, True, True])
   x = np.insert(embeddings[order], 1, 9.0, axis=0)
   ids = np.insert(order + 6, 1, -1).astype(np.int32)
   part = Batch(images(4), is_image, ids, jnp.asarray(x))
-  for detector_of_run, before in ((detector, None), (make(3, seen=6), kept)):
+  for detector_of_run, before in ((detector, None), (make(3, num_previous=6), state_arrays)):
     state = detector_of_run.init(jax.random.key(1), variables)
     if before:
       state = detector_of_run.incremental.restore(state, before)
@@ -324,7 +330,7 @@ def rows_of(fitted):
   return np.asarray(fitted.memory_bank.rows + fitted.memory_bank.center[None])
 
 
-def known(rows, x):
+def are_patches_of(rows, x):
   """Which of the rows are among these patches."""
   patches = {patch.tobytes() for patch in x.reshape(-1, 192)}
   return np.array([row.tobytes() in patches for row in rows])
@@ -332,31 +338,33 @@ def known(rows, x):
 
 @pytest.mark.parametrize('fold', [1, 4])
 def test_a_held_out_image_is_scored_by_a_bank_of_the_others(
-  fold, detector, left_out, kept, stand_ins, variables, embeddings
+  fold, detector, left_out, state_arrays, calibration_coresets, variables, embeddings
 ):
   """It has 5 % fewer rows than the bank, which has rows of the image."""
-  reference = detector.leave_one_out.leave_fold_out(variables, kept | stand_ins, fold)
+  reference = detector.leave_one_out.leave_fold_out(
+    variables, state_arrays | calibration_coresets, fold
+  )
   rows = rows_of(reference)
   assert rows.shape == (37, 192)
-  assert known(rows, np.delete(embeddings, fold, axis=0)).all()
-  assert not known(rows, embeddings[fold]).any()
-  assert (kept['image_id'] == fold).any()
+  assert are_patches_of(rows, np.delete(embeddings, fold, axis=0)).all()
+  assert not are_patches_of(rows, embeddings[fold]).any()
+  assert (state_arrays['image_id'] == fold).any()
   got = left_out(reference, embedded(embeddings[fold][None]))
   assert_scores(got, embeddings[fold][None], rows)
 
 
 def test_the_bank_that_scores_a_held_out_image_does_not_depend_on_it(
-  detector, kept, stand_ins, variables, embeddings
+  detector, state_arrays, calibration_coresets, variables, embeddings
 ):
   changed = embeddings.copy()
   changed[2] += 3
   other = stood(detector, variables, embedded(changed))
 
-  def rows(some, fold):
-    return rows_of(detector.leave_one_out.leave_fold_out(variables, kept | some, fold))
+  def rows(coresets, fold):
+    return rows_of(detector.leave_one_out.leave_fold_out(variables, state_arrays | coresets, fold))
 
-  np.testing.assert_array_equal(rows(other, 2), rows(stand_ins, 2))
-  assert not np.array_equal(rows(other, 3), rows(stand_ins, 3))
+  np.testing.assert_array_equal(rows(other, 2), rows(calibration_coresets, 2))
+  assert not np.array_equal(rows(other, 3), rows(calibration_coresets, 3))
 
 
 def held_out_ranks(detector, variables, seed):
@@ -368,15 +376,15 @@ def held_out_ranks(detector, variables, seed):
   centers = 4 * random.normal(size=(300, 192)) / 192**0.5
   x = centers[random.integers(0, 300, (80, GRID, GRID))]
   x = (x + random.normal(size=x.shape) * 2 / 192**0.5).astype(np.float32)
-  once, seen, unseen = detector.leave_one_out, embedded(x[:40]), embedded(x[40:])
-  state = learn(detector, variables, [seen])
+  once, training_batch, new_batch = detector.leave_one_out, embedded(x[:40]), embedded(x[40:])
+  state = learn(detector, variables, [training_batch])
   arrays = jax.tree.map(np.asarray, detector.incremental.to_arrays(state))
-  arrays |= stood(detector, variables, seen)
+  arrays |= stood(detector, variables, training_batch)
   score = jax.jit(once.score)
-  new = np.asarray(score(detector.finalize(state), unseen).image)
+  new = np.asarray(score(detector.finalize(state), new_batch).image)
 
   def rank(models):
-    scores = [np.asarray(score(model, seen).image) for model in models]
+    scores = [np.asarray(score(model, training_batch).image) for model in models]
     old = np.array([scores[i % NUM_FOLDS][i] for i in range(40)])
     return np.mean(old[:, None] > new[None])
 
@@ -385,7 +393,7 @@ def held_out_ranks(detector, variables, seed):
   masked = [np.resize(rows[image % NUM_FOLDS != fold], rows.shape) for fold in range(NUM_FOLDS)]
   return (
     rank([once.leave_fold_out(variables, arrays, fold) for fold in range(NUM_FOLDS)]),
-    rank([fitted_to(variables, some) for some in masked]),
+    rank([fitted_to(variables, bank_rows) for bank_rows in masked]),
   )
 
 
@@ -401,55 +409,63 @@ def test_held_out_and_unseen_images_are_scored_alike(variables):
   assert passed_over > 0.5 + 3 * error, ranks
 
 
-def test_a_fold_that_contains_all_patches_is_refused(detector, kept, stand_ins, variables):
-  alone = stand_ins | {'calibration_image_id': np.full_like(stand_ins['calibration_image_id'], 3)}
+def test_a_fold_that_contains_all_patches_is_refused(
+  detector, state_arrays, calibration_coresets, variables
+):
+  alone = calibration_coresets | {
+    'calibration_image_id': np.full_like(calibration_coresets['calibration_image_id'], 3)
+  }
   with pytest.raises(ConfigError, match=r'All 38 rows .* fold 3, .* Raise detector.ratio'):
-    detector.leave_one_out.leave_fold_out(variables, kept | alone, 3)
-  assert len(rows_of(detector.leave_one_out.leave_fold_out(variables, kept | alone, 2))) == 37
+    detector.leave_one_out.leave_fold_out(variables, state_arrays | alone, 3)
+  assert (
+    len(rows_of(detector.leave_one_out.leave_fold_out(variables, state_arrays | alone, 2))) == 37
+  )
 
 
 def test_calibration_coresets_are_extended_by_those_of_new_images(
-  variables, embeddings, kept, stand_ins
+  variables, embeddings, state_arrays, calibration_coresets
 ):
   """Old images are left out of the old patches as well as of the new; numbers go on."""
-  further = make(count=6, seen=6)
+  further = make(count=6, num_previous=6)
   new = np.flip(embeddings, axis=2) + np.float32(0.5)
-  got = stood(further, variables, embedded(new, first=6), kept | stand_ins)
+  got = stood(further, variables, embedded(new, first=6), state_arrays | calibration_coresets)
   assert set(got['calibration_image_id'].tolist()) == set(range(12))
   old = got['calibration_image_id'] < 6
-  assert known(got['calibration_embeddings'][~old], new).all()
-  left = np.concatenate([stand_ins['calibration_embeddings'], kept['embeddings']])
-  assert known(got['calibration_embeddings'][old], left).all()
-  assert not known(got['calibration_embeddings'][old], kept['embeddings']).all()
+  assert are_patches_of(got['calibration_embeddings'][~old], new).all()
+  left = np.concatenate(
+    [calibration_coresets['calibration_embeddings'], state_arrays['embeddings']]
+  )
+  assert are_patches_of(got['calibration_embeddings'][old], left).all()
+  assert not are_patches_of(got['calibration_embeddings'][old], state_arrays['embeddings']).all()
 
 
-def test_a_bank_is_extended_by_further_images(variables, embeddings, kept):
+def test_a_bank_is_extended_by_further_images(variables, embeddings, state_arrays):
   """Old rows stay candidates, new images compete, and numbers go on."""
-  further = make(count=6, seen=6)
+  further = make(count=6, num_previous=6)
   new = np.flip(embeddings, axis=2) + np.float32(0.5)
-  settled = learn(further, variables, [embedded(new, first=6)], kept)
-  extended = settled.memory_bank.patches
-  assert settled.memory_bank.num_images == 12
+  learned_state = learn(further, variables, [embedded(new, first=6)], state_arrays)
+  extended = learned_state.memory_bank.patches
+  assert learned_state.memory_bank.num_images == 12
   assert len(extended.embeddings) == round(0.1 * 12 * GRID**2)
   old = np.asarray(extended.image_id) < 6
   assert 0 < old.sum() < len(old)
-  whole = np.concatenate([kept['embeddings'], new.reshape(-1, 192)])
+  whole = np.concatenate([state_arrays['embeddings'], new.reshape(-1, 192)])
   assert {row.tobytes() for row in np.asarray(extended.embeddings)} <= {
     row.tobytes() for row in whole
   }
   assert {r.tobytes() for r in np.asarray(extended.embeddings)[old]} <= {
-    r.tobytes() for r in kept['embeddings']
+    r.tobytes() for r in state_arrays['embeddings']
   }
-  moved = further.incremental.drift(
-    kept, jax.tree.map(np.asarray, further.incremental.to_arrays(settled))
+  drift = further.incremental.drift(
+    state_arrays, jax.tree.map(np.asarray, further.incremental.to_arrays(learned_state))
   )
-  assert moved == {'bank_rows_before': 38, 'bank_rows_after': 77, 'share_retained': old.sum() / 38}
+  assert drift == {'bank_rows_before': 38, 'bank_rows_after': 77, 'share_retained': old.sum() / 38}
 
 
 def test_a_bank_within_few_bytes_is_compacted(detector, variables, embeddings):
   """Eight images pass through a bank of six; what remains is half of what fits."""
-  each = 4 * (192 + 64 + 2)
-  small = make(count=8, ratio=0.9, max_bytes=6 * GRID**2 * each)
+  bytes_per_patch = 4 * (192 + 64 + 2)
+  small = make(count=8, ratio=0.9, max_bytes=6 * GRID**2 * bytes_per_patch)
   assert detector.incremental.compact is None
   x = np.concatenate([embeddings, embeddings[:2, ::-1]])
   bank = learn(small, variables, [embedded(x[i : i + 1], i) for i in range(8)]).memory_bank
@@ -458,19 +474,19 @@ def test_a_bank_within_few_bytes_is_compacted(detector, variables, embeddings):
   assert 0 < away.min(axis=1).max() <= bank.covering_radius * (1 + 1e-5)
 
 
-def test_the_summary_states_images_rows_radius_and_folds(detector, kept, embeddings):
-  facts = detector.incremental.summarize(kept, iter([embeddings]))
-  away = np.linalg.norm(embeddings.reshape(-1, 1, 192) - kept['embeddings'][None], axis=-1)
+def test_the_summary_states_images_rows_radius_and_folds(detector, state_arrays, embeddings):
+  facts = detector.incremental.summarize(state_arrays, iter([embeddings]))
+  away = np.linalg.norm(embeddings.reshape(-1, 1, 192) - state_arrays['embeddings'][None], axis=-1)
   radius = pytest.approx(away.min(axis=1).max(), rel=1e-4)
   assert facts == {'images': 6, 'bank_rows': 38, 'covering_radius': radius, 'folds': NUM_FOLDS}
 
 
 def test_the_approximate_search_is_exact_on_a_cpu_and_its_recall_is_stated(
-  left_out, kept, variables, embeddings
+  left_out, state_arrays, variables, embeddings
 ):
   approximate, two = make(approx=True), embedded(embeddings[:2])
-  assert approximate.incremental.summarize(kept, iter([embeddings]))['approx_recall'] == 1.0
-  fitted = fitted_to(variables, kept['embeddings'])
+  assert approximate.incremental.summarize(state_arrays, iter([embeddings]))['approx_recall'] == 1.0
+  fitted = fitted_to(variables, state_arrays['embeddings'])
   got, want = jax.jit(approximate.leave_one_out.score)(fitted, two), left_out(fitted, two)
   np.testing.assert_allclose(got.map, want.map, rtol=1e-5)
   np.testing.assert_allclose(got.image, want.image, rtol=1e-5)

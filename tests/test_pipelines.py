@@ -72,16 +72,16 @@ def test_both_forms_of_paddlex_are_read(directory, text, tmp_path, image):
   path.write_text(text.format(directory=directory))
   pipeline = uadjax.create_pipeline(pipeline=path)
   assert pipeline.config.SubModules.AnomalyDetection.batch_size == 3
-  one = next(pipeline.predict(input=image))
+  result = next(pipeline.predict(input=image))
   same = next(uadjax.create_model(model_dir=directory).predict(image, batch_size=3))
-  assert one.score == same.score
+  assert result.score == same.score
 
 
 def test_the_device_of_the_file_holds_unless_another_is_named(directory, tmp_path):
   path = tmp_path / 'mine.yaml'
   path.write_text(OLD.format(directory=directory))
-  assert [one.id for one in uadjax.create_pipeline(path).model.devices] == [1]
-  assert [one.id for one in uadjax.create_pipeline(path, device='cpu:2').model.devices] == [2]
+  assert [device.id for device in uadjax.create_pipeline(path).model.devices] == [1]
+  assert [device.id for device in uadjax.create_pipeline(path, device='cpu:2').model.devices] == [2]
 
 
 def test_written_settings_can_be_read_and_are_not_overwritten(tmp_path):

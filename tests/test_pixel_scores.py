@@ -1,4 +1,4 @@
-"""What is known of the pixels, against a slow loop over all of them at their original sizes."""
+"""Rankings of pixels, against a slow loop over all of them at their original sizes."""
 
 from pathlib import Path
 
@@ -27,30 +27,30 @@ def images(ops, seed, defects=DEFECTS):
 
 def collected(ops, added):
   pixels = pixel_scores.empty(ops, len(SIZES))
-  for i, (map, values, seen, truth) in enumerate(added):
-    pixel_scores.add_image(pixels, i, map, transforms.RestoredMap(values, seen), truth)
+  for i, (map, values, visible, truth) in enumerate(added):
+    pixel_scores.add_image(pixels, i, map, transforms.RestoredMap(values, visible), truth)
   return pixels
 
 
 def region(mask, at):
   """Pixels that hang together with this one, over corners too."""
-  found, edge = set(), {at}
+  pixels, edge = set(), {at}
   while edge:
-    found |= edge
-    around = {(y + a, x + b) for y, x in edge for a in (-1, 0, 1) for b in (-1, 0, 1)}
-    edge = {p for p in np.ndindex(mask.shape) if mask[p] and p in around} - found
-  return found
+    pixels |= edge
+    neighborhood = {(y + a, x + b) for y, x in edge for a in (-1, 0, 1) for b in (-1, 0, 1)}
+    edge = {p for p in np.ndindex(mask.shape) if mask[p] and p in neighborhood} - pixels
+  return pixels
 
 
 def slow_ranking(added):
   """(score, anomalous, normal above, normal, overlap), one by one."""
   normal, anomalous = [], []
-  for _, values, seen, truth in added:
+  for _, values, visible, truth in added:
     for at in np.ndindex(truth.shape):
-      if not seen[at]:
+      if not visible[at]:
         continue
       if truth[at]:
-        anomalous.append((values[at], 1 / len(region(truth & seen, at))))
+        anomalous.append((values[at], 1 / len(region(truth & visible, at))))
       else:
         normal.append(values[at])
   rows = [
@@ -70,25 +70,25 @@ def slow_ranking(added):
 def test_a_ranking_counts_every_seen_pixel_at_its_original_size(text):
   ops = transforms.parse(text)
   added = [*images(ops, 0)]
-  assert all(seen.all() for _, _, seen, _ in added) == (text == 'resize(5)')
-  found = pixel_scores.ranking(collected(ops, added))
+  assert all(visible.all() for _, _, visible, _ in added) == (text == 'resize(5)')
+  ranking = pixel_scores.ranking(collected(ops, added))
   columns, normals = slow_ranking(added)
   for name, want in zip(
     ('scores', 'num_anomalous', 'num_normal_above', 'num_normal', 'overlap'), columns, strict=True
   ):
-    np.testing.assert_allclose(getattr(found, name), want, rtol=1e-12, err_msg=name)
-  assert found.total_normals == normals
+    np.testing.assert_allclose(getattr(ranking, name), want, rtol=1e-12, err_msg=name)
+  assert ranking.total_normals == normals
 
 
 def test_pixels_outside_the_crop_do_not_count():
   ops = transforms.parse('resize(8)|center_crop(5)')
   added = [*images(ops, 1)]
   painted = [
-    (map, values, seen, truth if not truth.any() else truth | ~seen)
-    for map, values, seen, truth in added
+    (map, values, visible, truth if not truth.any() else truth | ~visible)
+    for map, values, visible, truth in added
   ]
-  one, other = (pixel_scores.ranking(collected(ops, each)) for each in (added, painted))
-  for a, b in zip(one, other, strict=True):
+  first, second = (pixel_scores.ranking(collected(ops, case)) for case in (added, painted))
+  for a, b in zip(first, second, strict=True):
     np.testing.assert_array_equal(a, b)
 
 
@@ -97,7 +97,7 @@ def test_there_is_no_ranking_of_one_kind():
   assert pixel_scores.ranking(pixel_scores.empty(ops, 0)) is None
   good = [*images(ops, 2, ('good',) * 4)]
   assert pixel_scores.ranking(collected(ops, good)) is None
-  bad = [(map, values, seen, np.ones_like(truth)) for map, values, seen, truth in good]
+  bad = [(map, values, visible, np.ones_like(truth)) for map, values, visible, truth in good]
   assert pixel_scores.ranking(collected(ops, bad)) is None
   assert pixel_scores.ranking(collected(ops, [good[0], bad[1]])) is not None
 
@@ -128,8 +128,8 @@ def test_the_truth_of_an_image_is_its_mask(tmp_path):
 def test_a_mask_of_another_size_is_refused(tmp_path):
   record = Record(tmp_path / 'x.png', 'cut', saved(tmp_path / 'mask.png', 5, 4))
   for size in ((4, 5), (5, 5), (50, 40)):
-    said = rf'mask\.png is 4x5 pixels, but its image .*x\.png is {size[1]}x{size[0]}'
-    with pytest.raises(DataError, match=said):
+    message = rf'mask\.png is 4x5 pixels, but its image .*x\.png is {size[1]}x{size[0]}'
+    with pytest.raises(DataError, match=message):
       pixel_scores.read_defect_mask(record, size, 'nonzero')
   (tmp_path / 'mask.png').write_bytes(b'')
   with pytest.raises(DataError, match=r'Cannot read .*mask\.png'):

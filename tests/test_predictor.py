@@ -1,4 +1,4 @@
-"""The same file has the same score whatever way it comes; a bad one loses no other."""
+"""A file has one score whatever way it comes; a bad one loses no other."""
 
 import itertools
 import json
@@ -39,12 +39,12 @@ def model(directory):
 @pytest.fixture(scope='module')
 def folder(drawn, tmp_path_factory):
   """Images of several sizes, neither square nor of the network's size, in two folders."""
-  found = sorted((drawn / 'disc' / 'test').rglob('*.png'))[:5]
-  return cropped(found, tmp_path_factory.mktemp('images'))
+  image_paths = sorted((drawn / 'disc' / 'test').rglob('*.png'))[:5]
+  return cropped(image_paths, tmp_path_factory.mktemp('images'))
 
 
-def cropped(found, folder):
-  for number, path in enumerate(found):
+def cropped(image_paths, folder):
+  for number, path in enumerate(image_paths):
     inner = folder / ('b' if number % 2 else 'a')
     inner.mkdir(exist_ok=True)
     image = Image.fromarray(image_io.decode(path))
@@ -57,30 +57,33 @@ def paths(folder):
   return sorted(folder.rglob('*.png'))
 
 
-def told(results):
-  return [(one.input_path, one.score, one.label, one.anomaly_map.tobytes()) for one in results]
+def as_tuples(results):
+  return [
+    (result.input_path, result.score, result.label, result.anomaly_map.tobytes())
+    for result in results
+  ]
 
 
-def said(results):
+def without_names(results):
   """Without the names."""
-  return [one[1:] for one in told(results)]
+  return [result[1:] for result in as_tuples(results)]
 
 
 def assert_one_score_each(model, folder, rows):
   """Of a file, whatever way it comes."""
   paths = sorted(folder.rglob('*.png'))
-  one_by_one = [said(model.predict(str(path), rows))[0] for path in paths]
+  one_by_one = [without_names(model.predict(str(path), rows))[0] for path in paths]
   arrays = [image_io.decode(path) for path in paths]
-  for given in (
+  for model_input in (
     folder,
     [*paths],
     [[paths[0]], {'img': str(paths[1])}, paths[2:]],
     arrays,
     (path.read_bytes() for path in paths),
   ):
-    assert said(model.predict(given, rows)) == one_by_one, (rows, type(given))
+    assert without_names(model.predict(model_input, rows)) == one_by_one, (rows, type(model_input))
   # Other mates in the batch, and other places in it.
-  assert said(model.predict(paths[::-1], rows)) == one_by_one[::-1], rows
+  assert without_names(model.predict(paths[::-1], rows)) == one_by_one[::-1], rows
 
 
 @pytest.mark.parametrize('rows', [1, 3])
@@ -90,55 +93,55 @@ def test_a_file_has_one_score_whatever_way_it_comes(model, folder, rows):
 
 @pytest.mark.real
 def test_so_has_a_photograph(trained, shared, tmp_path):
-  found = sorted((shared / 'data' / 'originals').rglob('test/*/*.png'))[:2]
-  found += sorted((shared / 'data' / 'mvtec_ad' / 'screw' / 'test').rglob('*.png'))[::40]
+  image_paths = sorted((shared / 'data' / 'originals').rglob('test/*/*.png'))[:2]
+  image_paths += sorted((shared / 'data' / 'mvtec_ad' / 'screw' / 'test').rglob('*.png'))[::40]
   model = create_model(model_dir=trained('patchcore') / 'model', device='cpu:0')
-  assert_one_score_each(model, cropped(found, tmp_path), 3)
+  assert_one_score_each(model, cropped(image_paths, tmp_path), 3)
 
 
 def test_results_come_in_order_under_their_names(model, folder, paths):
   results = list(model.predict(folder, 2))
-  assert [one.input_path for one in results] == [str(path) for path in paths]
+  assert [result.input_path for result in results] == [str(path) for path in paths]
 
 
 def test_batch_sizes_differ_by_rounding_alone(model, folder, paths):
   alone = list(model.predict(folder, 1))
   for rows in (2, 8):
-    for one, other in zip(alone, model.predict(folder, rows), strict=True):
-      assert other.score == pytest.approx(one.score, rel=1e-5)
-      assert other.label == one.label
-      scale = np.abs(one.anomaly_map).max()
-      np.testing.assert_allclose(other.anomaly_map, one.anomaly_map, atol=1e-5 * scale, rtol=0)
+    for result, other in zip(alone, model.predict(folder, rows), strict=True):
+      assert other.score == pytest.approx(result.score, rel=1e-5)
+      assert other.label == result.label
+      scale = np.abs(result.anomaly_map).max()
+      np.testing.assert_allclose(other.anomaly_map, result.anomaly_map, atol=1e-5 * scale, rtol=0)
 
 
 def test_a_model_that_is_opened_again_says_the_same(model, directory, folder, tmp_path):
-  moved = shutil.copytree(directory, tmp_path / 'elsewhere')
-  again = create_model(moved, device='cpu:0')
-  assert told(again.predict(folder, 2)) == told(model.predict(folder, 2))
+  copy = shutil.copytree(directory, tmp_path / 'elsewhere')
+  again = create_model(copy, device='cpu:0')
+  assert as_tuples(again.predict(folder, 2)) == as_tuples(model.predict(folder, 2))
 
 
 def test_image_sizes_and_short_batches_compile_nothing_anew(directory, folder):
   model = model_dir.load(directory)
   fresh = predictor.open_on_devices(model, jax.devices()[:1])
   results = [*fresh.predict(folder, 4), *fresh.predict([folder] * 2, 4)]
-  assert len({one.size for one in results}) > 2
+  assert len({result.size for result in results}) > 2
   assert model.score._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def test_several_devices_say_the_same_in_the_same_order(model, directory, folder):
   several = create_model(model_dir=directory, device='cpu:0,3,5')
   assert len(several.devices) == 3
-  assert told(several.predict([folder] * 4, 2)) == told(model.predict([folder] * 4, 2))
+  assert as_tuples(several.predict([folder] * 4, 2)) == as_tuples(model.predict([folder] * 4, 2))
 
 
 def test_the_peak_at_original_size_is_that_at_network_size(model, folder):
-  for one in model.predict(folder):
-    h, w = one.size
-    at_y, at_x = np.unravel_index(one.anomaly_map.argmax(), one.size)
+  for result in model.predict(folder):
+    h, w = result.size
+    at_y, at_x = np.unravel_index(result.anomaly_map.argmax(), result.size)
     y, x = int((at_y + 0.5) * 32 / h), int((at_x + 0.5) * 48 / w)
     # Of peaks that are nearly equal, the smaller one may be the larger between the pixels.
-    around = one.network_map[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
-    assert around.max() >= 0.98 * one.network_map.max()
+    neighborhood = result.network_map[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+    assert neighborhood.max() >= 0.98 * result.network_map.max()
 
 
 @pytest.mark.parametrize('rows', [1, 2])
@@ -146,9 +149,14 @@ def test_a_bad_file_loses_no_other_result(model, folder, paths, rows, tmp_path):
   bad = tmp_path / 'bad.png'
   bad.write_bytes(paths[0].read_bytes()[:200])
   results = list(model.predict([paths[0], bad, tmp_path / 'absent.png', *paths[1:]], rows))
-  assert [bool(one.error) for one in results] == [False, True, True, *[False] * len(paths[1:])]
+  assert [bool(result.error) for result in results] == [
+    False,
+    True,
+    True,
+    *[False] * len(paths[1:]),
+  ]
   assert str(bad) in results[1].error
-  assert told([results[0], *results[3:]]) == told(model.predict(paths, rows))
+  assert as_tuples([results[0], *results[3:]]) == as_tuples(model.predict(paths, rows))
 
 
 def test_strict_raises_for_a_bad_file(model, paths, tmp_path):
@@ -167,17 +175,17 @@ def test_thresholds_may_be_overridden(directory, drawn):
     (2 * score, 0.0, 'review'),
     (1e9, 1e9, 'OK'),
   ):
-    own = create_model(model_dir=directory, image_threshold=image, review_threshold=review)
-    one = next(own.predict(path))
-    assert (one.label, one.image_threshold) == (label, image)
+    model = create_model(model_dir=directory, image_threshold=image, review_threshold=review)
+    result = next(model.predict(path))
+    assert (result.label, result.image_threshold) == (label, image)
 
 
 def test_an_image_without_content_is_reviewed_whatever_its_score(directory):
   black = np.zeros((small_runs.SIDE, small_runs.SIDE, 3), np.uint8)
   for threshold, label in ((1e9, 'review'), (-1.0, 'NG')):
     model = create_model(model_dir=directory, image_threshold=threshold, review_threshold=threshold)
-    one = next(model.predict(black))
-    assert (one.label, one.warning_codes) == (label, 'no_content')
+    result = next(model.predict(black))
+    assert (result.label, result.warning_codes) == (label, 'no_content')
 
 
 @pytest.mark.parametrize('batch_size', [0, -1, True, 65_537, 10**9])
@@ -244,9 +252,9 @@ class Stub:
     self.most = self.read = self.yielded = 0
     limits = calibration.Thresholds(9.0, 9.0, 9.0, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
     statistics = image_statistics.measure(np.zeros((4, 4, 3), np.uint8), (5, 5))
-    seen = image_statistics.StatisticsRange.from_statistics([statistics])
+    training_range = image_statistics.StatisticsRange.from_statistics([statistics])
     info = model_dir.ModelInfo(
-      'Stub', None, transforms.parse('resize(4)'), limits, seen, None, Path(), ''
+      'Stub', None, transforms.parse('resize(4)'), limits, training_range, None, Path(), ''
     )
     model = model_dir.Model(*info, (), jax.jit(means))
     self.predictor = predictor.open_on_devices(model, mesh.select_devices('cpu')[:2])
@@ -261,9 +269,9 @@ class Stub:
 @pytest.mark.parametrize('rows', [1, 7])
 def test_images_in_progress_are_bounded_and_in_order(rows):
   stub = Stub()
-  for number, one in enumerate(stub.predictor.predict(stub.images(400), rows)):
+  for number, result in enumerate(stub.predictor.predict(stub.images(400), rows)):
     stub.yielded += 1
-    assert one.score == number % 251
+    assert result.score == number % 251
   assert stub.yielded == 400
   # Waiting to be taken, being computed, being put together, being yielded.
   assert stub.most <= (3 * max(2, threads.num_cores()) + 2) * rows
@@ -309,12 +317,12 @@ def test_leaving_early_leaves_no_thread_behind():
 
 def test_saved_results_equal_the_yielded_ones(model, folder, paths, tmp_path):
   results = list(predictor.save_results(model.predict(folder, 2), tmp_path))
-  assert [one.input_path for one in results] == [str(path) for path in paths]
-  for path, one in zip(paths, results, strict=True):
+  assert [result.input_path for result in results] == [str(path) for path in paths]
+  for path, result in zip(paths, results, strict=True):
     place = tmp_path / path.relative_to(folder).parent
-    assert json.loads((place / f'{path.stem}_res.json').read_text())['score'] == one.score
+    assert json.loads((place / f'{path.stem}_res.json').read_text())['score'] == result.score
     with Image.open(place / f'{path.stem}_res.png') as picture:
-      assert picture.height >= one.size[0]
+      assert picture.height >= result.size[0]
 
 
 def test_images_of_one_name_are_saved_under_several(tmp_path):
@@ -322,10 +330,12 @@ def test_images_of_one_name_are_saved_under_several(tmp_path):
   for name in ('one/x.png', 'two/x.jpg', 'two/x.png', 'three/X.bmp', 'three/x_2.png'):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     image.save(tmp_path / name)
-  found = sorted(tmp_path.rglob('*.*'))
+  image_paths = sorted(tmp_path.rglob('*.*'))
   output = tmp_path / 'out'
-  assert len(list(predictor.save_results(Stub().predictor.predict(found), output))) == len(found)
-  assert len({path.name.casefold() for path in output.glob('*.json')}) == len(found)
+  assert len(list(predictor.save_results(Stub().predictor.predict(image_paths), output))) == len(
+    image_paths
+  )
+  assert len({path.name.casefold() for path in output.glob('*.json')}) == len(image_paths)
 
 
 def test_a_reader_ends_with_the_block_that_reads_ahead():

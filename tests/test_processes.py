@@ -31,7 +31,7 @@ SMALL = [
   '--config.hosts.heartbeat_s=30',
 ]
 UNJUDGED = '--config.evaluate.do_eval=false'
-OWN = {
+DETECTOR_FLAGS = {
   'padim': ['--config.detector.channels=9'],
   'patchcore': ['--config.detector.ratio=0.1', UNJUDGED],
   'stfpm': ['--config.fit.steps=2', '--config.fit.batch_size=4', UNJUDGED],
@@ -66,13 +66,13 @@ def started(count, flags):
 
 
 def ended(processes):
-  """What each exited with and said."""
+  """Exit status and output of each process."""
   try:
-    said = [process.communicate(timeout=240)[0] for process in processes]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
   finally:
     for process in processes:
       process.kill()
-  return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+  return [(process.returncode, text) for process, text in zip(processes, outputs, strict=True)]
 
 
 def rows(path):
@@ -80,9 +80,9 @@ def rows(path):
     return list(csv.DictReader(file))
 
 
-def close(found, wanted, keys):
+def close(actual, expected, keys):
   for key in keys:
-    a, b = ([float(row[key]) for row in rows] for rows in (found, wanted))
+    a, b = ([float(row[key]) for row in rows] for rows in (actual, expected))
     np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
@@ -95,8 +95,8 @@ def runs(drawn, tmp_path_factory):
     workdir = folder / f'{name}_{count}'
     if workdir not in done:
       where = f'--config={name}', f'--workdir={workdir}', f'--config.data.root={drawn}'
-      for code, said in ended(started(count, [*where, *OWN[name]])):
-        assert code == 0, said
+      for code, output in ended(started(count, [*where, *DETECTOR_FLAGS[name]])):
+        assert code == 0, output
       done.add(workdir)
     return workdir
 
@@ -107,17 +107,17 @@ def runs(drawn, tmp_path_factory):
 @pytest.mark.parametrize('count', [2, 4])
 @pytest.mark.parametrize('name', ['padim', 'patchcore'])
 def test_any_number_of_processes_leaves_the_same_model(runs, name, count):
-  one, many = runs(name, 1), runs(name, count)
-  arrays, wanted = (
-    safetensors.load_file(at / 'model' / 'fitted.safetensors') for at in (many, one)
+  single, many = runs(name, 1), runs(name, count)
+  arrays, expected = (
+    safetensors.load_file(at / 'model' / 'fitted.safetensors') for at in (many, single)
   )
-  assert arrays.keys() == wanted.keys()
-  for key, value in wanted.items():
+  assert arrays.keys() == expected.keys()
+  for key, value in expected.items():
     if name == 'patchcore':  # The very same picks.
       np.testing.assert_array_equal(arrays[key], value)
     else:
       np.testing.assert_allclose(arrays[key], value, rtol=1e-4, atol=1e-5 * np.abs(value).max())
-  close(*(rows(at / 'model' / 'calibration.csv') for at in (many, one)), ('score', 'peak'))
+  close(*(rows(at / 'model' / 'calibration.csv') for at in (many, single)), ('score', 'peak'))
 
 
 def numbered(value):
@@ -130,16 +130,16 @@ def numbered(value):
 @pytest.mark.slow
 @pytest.mark.parametrize('count', [2, 4])
 def test_verdicts_and_metrics_are_the_same(runs, count):
-  one, many = runs('padim', 1), runs('padim', count)
-  found, expected = (rows(at / 'scores.csv') for at in (many, one))
-  close(found, expected, ['score'])
-  assert [row['label'] for row in found] == [row['label'] for row in expected]
-  metrics, told = (
+  single, many = runs('padim', 1), runs('padim', count)
+  actual, expected = (rows(at / 'scores.csv') for at in (many, single))
+  close(actual, expected, ['score'])
+  assert [row['label'] for row in actual] == [row['label'] for row in expected]
+  metrics, expected_metrics = (
     config.flatten(numbered(json.loads((at / 'evaluate_result.json').read_text())['metrics']))
-    for at in (many, one)
+    for at in (many, single)
   )
-  assert metrics.keys() == told.keys()
-  for key, value in told.items():
+  assert metrics.keys() == expected_metrics.keys()
+  for key, value in expected_metrics.items():
     number = isinstance(value, float)
     assert metrics[key] == (pytest.approx(value, rel=1e-4) if number else value), key
 
@@ -147,10 +147,10 @@ def test_verdicts_and_metrics_are_the_same(runs, count):
 @pytest.mark.slow
 @pytest.mark.parametrize('count', [2, 4])
 def test_two_steps_of_stfpm_by_several_processes_are_those_of_one(runs, count):
-  arrays, wanted = (
+  arrays, expected = (
     safetensors.load_file(runs('stfpm', n) / 'model' / 'fitted.safetensors') for n in (count, 1)
   )
-  for key, value in wanted.items():
+  for key, value in expected.items():
     np.testing.assert_allclose(arrays[key], value, rtol=1e-3, atol=2e-5, err_msg=key)
 
 
@@ -183,10 +183,10 @@ def test_a_signal_to_one_gives_all_its_exit_status(stopped, number, drawn, tmp_p
   processes = started(2, [*flags, '--config.fit.steps=100000'])
   wait_for_checkpoint(tmp_path / 'checkpoints' / 'rolling', processes)
   processes[stopped].send_signal(number)
-  for code, said in ended(processes):
-    assert code == 128 + number, said
-    assert 'Resume with' in said
-    assert 'Traceback' not in said
+  for code, output in ended(processes):
+    assert code == 128 + number, output
+    assert 'Resume with' in output
+    assert 'Traceback' not in output
 
 
 @pytest.mark.slow
@@ -205,18 +205,18 @@ def test_after_a_process_is_killed_the_others_report_it_and_fewer_resume(count, 
   saved = tmp_path / 'run' / 'checkpoints' / 'rolling'
   wait_for_checkpoint(saved, processes)
   processes[1].kill()
-  (_, told), _, *others = ended(processes)
-  for code, said in ((1, told), *others):
-    assert code == 1, said
-    assert 'ProcessLost: A process of this run ended or cannot be reached' in said
-    assert 'Traceback' not in said
+  (_, first_output), _, *others = ended(processes)
+  for code, output in ((1, first_output), *others):
+    assert code == 1, output
+    assert 'ProcessLost: A process of this run ended or cannot be reached' in output
+    assert 'Traceback' not in output
   result = json.loads((tmp_path / 'run' / 'train_result.json').read_text())
   assert result['err_type'] == 'ProcessLost'
   step = max(int(path.name) for path in saved.iterdir() if path.name.isdigit())
   more = ['--config.fit.resume=latest', f'--config.fit.steps={step + 2}']
-  for code, said in ended(started(count - 1, [*flags, *more])):
-    assert code == 0, said
-    assert f'Resuming from step {step}' in said
+  for code, output in ended(started(count - 1, [*flags, *more])):
+    assert code == 0, output
+    assert f'Resuming from step {step}' in output
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ UNEVEN = {
   'SLURM_LOCALID': '1',
 }
 BATCH = {'SLURM_JOB_ID': '70', 'SLURM_NTASKS': '2', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0'}
-ONE = {'SLURM_STEP_NUM_TASKS': '1', 'SLURM_PROCID': '0'}
+SINGLE_TASK = {'SLURM_STEP_NUM_TASKS': '1', 'SLURM_PROCID': '0'}
 OF_MPI = 'OMPI_COMM_WORLD_'
 MPIRUN_5 = {
   f'{OF_MPI}SIZE': '2',
@@ -261,19 +261,19 @@ MPIRUN = {**MPIRUN_5, 'OMPI_MCA_orte_hnp_uri': '1970208768.0;tcp://192.0.2.2:442
 def joined(monkeypatch):
   """Gives what a process of an environment tells JAX; None of one that is alone."""
 
-  def join(environment, **given):
-    options, told, environment = HostSettings(**given), [], dict(environment)
+  def join(environment, **values):
+    options, calls, environment = HostSettings(**values), [], dict(environment)
     with monkeypatch.context() as patch:
       patch.setattr(os, 'environ', environment)
-      patch.setattr('jax.distributed.initialize', lambda **given: told.append(given))
+      patch.setattr('jax.distributed.initialize', lambda **values: calls.append(values))
       processes.join(options)
-    return {**told[0], 'port': environment.get('JAX_COORDINATOR_PORT')} if told else None
+    return {**calls[0], 'port': environment.get('JAX_COORDINATOR_PORT')} if calls else None
 
   return join
 
 
 @pytest.mark.parametrize(
-  ('environment', 'seen', 'own'),
+  ('environment', 'visible', 'expected'),
   [
     (SRUN, '0,1,2,3', []),  # One process of a host: all that it sees.
     (SRUN, None, []),
@@ -285,22 +285,24 @@ def joined(monkeypatch):
     (MPIRUN, '1', []),
   ],
 )
-def test_each_process_uses_its_own_gpus(joined, environment, seen, own):
-  gpus = {'CUDA_VISIBLE_DEVICES': seen} if seen else {}
-  assert joined(environment | gpus)['local_device_ids'] == own
+def test_each_process_uses_its_own_gpus(joined, environment, visible, expected):
+  gpus = {'CUDA_VISIBLE_DEVICES': visible} if visible else {}
+  assert joined(environment | gpus)['local_device_ids'] == expected
   assert joined(environment | gpus | {'JAX_LOCAL_DEVICE_IDS': '0'})['local_device_ids'] is None
 
 
 @pytest.mark.parametrize('environment', [SRUN, MPIRUN, MPIRUN_5])
 def test_launchers_state_the_number_and_index_of_processes(joined, environment):
-  told = joined(environment, coordinator='first:1234')
+  call = joined(environment, coordinator='first:1234')
   names = 'coordinator_address', 'num_processes', 'process_id'
-  assert [told[name] for name in names] == ['first:1234', 2, 1]
-  told = joined(environment, coordinator='first:1234', count=3, index=0)
-  assert [told[name] for name in names] == ['first:1234', 3, 0]
+  assert [call[name] for name in names] == ['first:1234', 2, 1]
+  call = joined(environment, coordinator='first:1234', count=3, index=0)
+  assert [call[name] for name in names] == ['first:1234', 3, 0]
 
 
-@pytest.mark.parametrize('environment', [{}, BATCH, SRUN | ONE, MPIRUN | {f'{OF_MPI}SIZE': '1'}])
+@pytest.mark.parametrize(
+  'environment', [{}, BATCH, SRUN | SINGLE_TASK, MPIRUN | {f'{OF_MPI}SIZE': '1'}]
+)
 def test_a_single_process_joins_no_run(joined, environment):
   assert joined(environment) is None
 
@@ -364,12 +366,12 @@ def test_a_barrier_waits_for_a_limited_time():
     'except processes.ProcessLost as error: print(error); processes.exit_process()'
   )
   try:
-    said = first.communicate(timeout=120)[0]
+    output = first.communicate(timeout=120)[0]
   finally:
     late.kill()
     late.communicate()
   assert (
-    "Not all processes of this run reached the barrier 'the work' within hosts.wait_s=2 s" in said
+    "Not all processes of this run reached the barrier 'the work' within hosts.wait_s=2 s" in output
   )
 
 

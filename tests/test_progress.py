@@ -117,13 +117,13 @@ for _ in progress.show_progress(range(300), 300, 'Waiting'): pass
   assert counts['stream'] == 0
 
 
-@pytest.mark.parametrize(('verbose', 'quiet', 'shown'), [(0, 0, 2), (1, 0, 3), (0, 1, 1)])
+@pytest.mark.parametrize(('verbose', 'quiet', 'num_shown'), [(0, 0, 2), (1, 0, 3), (0, 1, 1)])
 def test_the_console_shows_details_on_request_and_the_file_has_all(
-  verbose, quiet, shown, tmp_path, capfd
+  verbose, quiet, num_shown, tmp_path, capfd
 ):
   with logging.console_level(bool(verbose), bool(quiet)), logging.logging_to(tmp_path / 'log'):
     for level in (levels.DEBUG, levels.INFO, levels.WARNING):
       logging.LOG.log(level, 'a message')
-  assert capfd.readouterr().err.count('a message') == shown
+  assert capfd.readouterr().err.count('a message') == num_shown
   assert (tmp_path / 'log').read_text().count('a message') == 3
   assert not logging.is_quiet()

@@ -37,7 +37,9 @@ def slow_nearest(x, height, width):
 
 
 def slow_bilinear(x, height, width):
-  channels = [resampling.upsample(jnp.asarray(one), height, width) for one in np.moveaxis(x, 3, 0)]
+  channels = [
+    resampling.upsample(jnp.asarray(channel), height, width) for channel in np.moveaxis(x, 3, 0)
+  ]
   return np.stack(channels, axis=-1)
 
 

@@ -252,9 +252,9 @@ def test_the_provenance_of_a_report(tmp_path):
   )
   normals = calibration.CalibrationScores(('a',), np.array([1.0]), np.array([2.0]))
   statistics = image_statistics.measure(np.zeros((4, 4, 3), np.uint8), (4, 4))
-  seen = image_statistics.StatisticsRange.from_statistics([statistics])
+  training_range = image_statistics.StatisticsRange.from_statistics([statistics])
   fitted = {'x': jnp.zeros(3)}
-  model_dir.save(tmp_path / 'model', config, fitted, THRESHOLDS, normals, seen, weights)
+  model_dir.save(tmp_path / 'model', config, fitted, THRESHOLDS, normals, training_range, weights)
   info = model_dir.read_info(tmp_path / 'model')
   model = model_dir.Model(*info, {}, lambda f, x: Scores(x, x))
   [image, mask] = write_files(tmp_path, {'a.png': b'a', 'mask.png': b'b'})

@@ -285,8 +285,8 @@ def test_parts_have_one_verdict_that_follows_the_thresholds(show, file, case):
     parts = parts_of(case, *thresholds(page))
     assert parts != previous
     previous = parts
-    shown = {' '.join(name.split()): values for name, values in parts.items()}
-    lines = {f'Part {name} {label}' for name, (label, *_) in shown.items()}
+    parts_by_name = {' '.join(name.split()): values for name, values in parts.items()}
+    lines = {f'Part {name} {label}' for name, (label, *_) in parts_by_name.items()}
     assert set(texts(page, '#tiles .part')) == lines
     counts = []
     for is_defective, order in ((True, ('NG', 'review', 'OK')), (False, ('OK', 'review', 'NG'))):
@@ -294,8 +294,10 @@ def test_parts_have_one_verdict_that_follows_the_thresholds(show, file, case):
       counts += [f'Parts: {labels.count(label)} of {len(labels)}' for label in order if labels]
     assert [text.split(',')[0] for text in texts(page, '.part-count') if text] == counts
     options = texts(page, '#part-filter option')[1:]
-    assert set(options) == {f'{name}: {label}, {k} images' for name, (label, k, _) in shown.items()}
-    severities = [shown[option.rpartition(':')[0]][0] for option in options]
+    assert set(options) == {
+      f'{name}: {label}, {k} images' for name, (label, k, _) in parts_by_name.items()
+    }
+    severities = [parts_by_name[option.rpartition(':')[0]][0] for option in options]
     assert severities == sorted(severities, key=['NG', 'review', 'OK'].index)
 
 

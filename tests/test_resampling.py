@@ -32,7 +32,7 @@ def test_enlarge_is_bilinear():
   for before, after in (((3, 5), (24, 40)), ((1, 4), (7, 9)), ((6, 6), (6, 6))):
     x = np.random.default_rng(0).random((2, *before), np.float32)
     got = enlarge(jnp.asarray(x), *after)
-    want = np.stack([slow_bilinear(one, *after) for one in x])
+    want = np.stack([slow_bilinear(image, *after) for image in x])
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6, err_msg=f'{before} {after}')
 
 
@@ -46,7 +46,7 @@ def test_grey_opening_is_scipys():
   for radius in (1, 4):
     y, z = np.ogrid[-radius : radius + 1, -radius : radius + 1]
     disk = y**2 + z**2 <= radius**2
-    want = np.stack([ndimage.grey_opening(one, footprint=disk, mode='reflect') for one in x])
+    want = np.stack([ndimage.grey_opening(image, footprint=disk, mode='reflect') for image in x])
     got = jax.jit(resampling.grey_opening, static_argnums=1)(x, radius)
     np.testing.assert_array_equal(got, want, f'{radius}')
 
@@ -64,9 +64,9 @@ def test_blur_is_scipys():
 def test_enlarge_blurs_what_it_has_enlarged():
   x = np.random.default_rng(3).random((2, 4, 5), np.float32)
   got = enlarge(jnp.asarray(x), 32, 20, 4.0)
-  for one, enlarged in zip(got, x, strict=True):
+  for actual, enlarged in zip(got, x, strict=True):
     want = ndimage.gaussian_filter(slow_bilinear(enlarged, 32, 20), 4, mode='reflect', truncate=4)
-    np.testing.assert_allclose(one, want, rtol=1e-5)
+    np.testing.assert_allclose(actual, want, rtol=1e-5)
 
 
 def test_pooling_is_the_mean_of_nine_and_zeros_around_count():

@@ -1,4 +1,4 @@
-"""What a graph does to a camera's pixels is what Pillow does, to the bit."""
+"""Graphs resize a camera's pixels as Pillow does, to the bit."""
 
 import hypothesis
 from hypothesis import strategies

@@ -46,13 +46,13 @@ def test_a_model_that_has_a_graph_needs_no_second_one(directory, graph, tmp_path
 def test_a_graph_of_other_arrays_is_not_taken(directory, graph, tmp_path, monkeypatch):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
   beside = graph.with_name(f'{graph.name}.json')
-  told = beside.read_text()
+  metadata = beside.read_text()
   try:
-    beside.write_text(told.replace('"arrays_sha256": "', '"arrays_sha256": "0'))
-    kept = cached_graph.get_or_export(model_dir.read_info(directory))
+    beside.write_text(metadata.replace('"arrays_sha256": "', '"arrays_sha256": "0'))
+    path = cached_graph.get_or_export(model_dir.read_info(directory))
   finally:
-    beside.write_text(told)
-  assert kept.parent == tmp_path / 'exports'
+    beside.write_text(metadata)
+  assert path.parent == tmp_path / 'exports'
   assert cached_graph.get_or_export(model_dir.read_info(directory)) == graph
 
 

@@ -85,11 +85,11 @@ def test_strips_have_bars_and_ticks_that_are_seen_and_names_that_stay_inside():
       boxes = [label.get_window_extent() for label in labels]
       assert min(box.x0 for box in boxes) > 0
       assert max(box.x1 for box in boxes) < figure.bbox.x1
-      for one, other in itertools.combinations(boxes, 2):
-        assert not one.overlaps(other)
+      for first, second in itertools.combinations(boxes, 2):
+        assert not first.overlaps(second)
     ticks = [label.get_window_extent() for label in axes.get_xticklabels()]
-    for one, other in itertools.pairwise(ticks):
-      assert not one.overlaps(other)
+    for first, second in itertools.pairwise(ticks):
+      assert not first.overlaps(second)
     assert axes.get_legend().get_window_extent().y1 < axes.xaxis.label.get_window_extent().y0
 
 

@@ -27,8 +27,8 @@ from uadjax.system.progress import no_progress
 def listed(drawn, tmp_path_factory):
   """A list of eleven images, one of them unreadable, another listed twice."""
   folder = tmp_path_factory.mktemp('listed')
-  found = sorted((drawn / 'disc').rglob('*good/*.png'))[:10]
-  for number, path in enumerate(found):
+  image_paths = sorted((drawn / 'disc').rglob('*good/*.png'))[:10]
+  for number, path in enumerate(image_paths):
     Image.open(path).save(folder / f'{number}.png')
   (folder / 'broken.png').write_bytes(b'no image')
   names = [f'{number}.png' for number in range(10)]
@@ -37,13 +37,13 @@ def listed(drawn, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def wanted(model, listed):
-  """What a list has to say of them."""
-  told = {}
+def expected(model, listed):
+  """Verdicts or errors of the listed images by path."""
+  verdicts = {}
   for result in model.predict(listed, 2):
-    told[result.input_path] = result.error or (result.score, result.label)
-  assert len(told) == 11
-  return told
+    verdicts[result.input_path] = result.error or (result.score, result.label)
+  assert len(verdicts) == 11
+  return verdicts
 
 
 def from_csv(row: dict[str, str]) -> dict[str, Any]:
@@ -65,10 +65,10 @@ def rows(folder):
   return dataset.dataset(folder).to_table().to_pylist()  # As readers of whole folders see it.
 
 
-def told(folder):
-  found = rows(folder)
-  by_path = {row['path']: row['error'] or (row['score'], row['label']) for row in found}
-  assert len(by_path) == len(found)  # Each once.
+def read_verdicts(folder):
+  table_rows = rows(folder)
+  by_path = {row['path']: row['error'] or (row['score'], row['label']) for row in table_rows}
+  assert len(by_path) == len(table_rows)  # Each once.
   return by_path
 
 
@@ -86,12 +86,12 @@ def cut_off(after):
 
 @pytest.mark.parametrize('form', table_shards.FORMATS)
 @pytest.mark.parametrize('count', [1, 3, 13])
-def test_parts_together_tell_of_every_image_once(form, count, model, listed, wanted, tmp_path):
+def test_parts_together_tell_of_every_image_once(form, count, model, listed, expected, tmp_path):
   for index in reversed(range(count)):
     score_table.score_images(
       model, listed, score_table.Table(tmp_path, form, (index, count)), 2, no_progress
     )
-  assert told(tmp_path) == wanted
+  assert read_verdicts(tmp_path) == expected
   assert all(path.stat().st_size for path in tmp_path.glob('part-*'))
   assert len(list(tmp_path.glob(f'part-*.{form}'))) in range(1, count + 1)
 
@@ -101,7 +101,7 @@ def test_parts_together_tell_of_every_image_once(form, count, model, listed, wan
   st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4)), max_size=4), st.sampled_from('pj')
 )
 def test_cut_off_runs_go_on_with_any_number_of_processes(
-  tmp_path_factory, model, listed, wanted, attempts, kind
+  tmp_path_factory, model, listed, expected, attempts, kind
 ):
   folder, form = tmp_path_factory.mktemp('table'), {'p': 'parquet', 'j': 'jsonl'}[kind]
   judged = 0
@@ -119,7 +119,7 @@ def test_cut_off_runs_go_on_with_any_number_of_processes(
     model, listed, score_table.Table(folder, form, (0, 1)), 2, no_progress
   )
   assert judged + last.counts.total() == 11
-  assert told(folder) == wanted
+  assert read_verdicts(folder) == expected
   assert not list(folder.glob('_part-*'))
 
 
@@ -131,14 +131,14 @@ def test_further_images_come_into_a_part_of_their_own(model, listed, tmp_path):
   assert (more.counts.total(), more.previous_counts.total()) == (2, 2)
   names = sorted(path.name for path in tmp_path.glob('part-*'))
   assert names == ['part-00000-of-00001.2.parquet', 'part-00000-of-00001.parquet']
-  assert len(told(tmp_path)) == 4
+  assert len(read_verdicts(tmp_path)) == 4
 
 
 @pytest.mark.parametrize('form', table_shards.FORMATS)
 def test_rows_tell_what_results_do(form, model, listed, tmp_path):
-  one = listed.parent / '3.png'
-  score_table.score_images(model, one, score_table.Table(tmp_path, form, (0, 1)), 1, no_progress)
-  (row,), (result,) = rows(tmp_path), model.predict(one)
+  path = listed.parent / '3.png'
+  score_table.score_images(model, path, score_table.Table(tmp_path, form, (0, 1)), 1, no_progress)
+  (row,), (result,) = rows(tmp_path), model.predict(path)
   summary = result.summary()
   assert [row['height'], row['width']] == summary['size']
   for key in ('score', 'label', 'marked_pixels', 'peak', 'at'):
@@ -166,7 +166,7 @@ def test_names_that_are_formulas_are_quoted_and_recognized(model, listed, tmp_pa
   table = score_table.Table(Path('table'), 'csv', (0, 1))
   score_table.score_images(model, Path(name), table, 1, no_progress)
   assert "\n'=1+1.png," in Path('table', 'part-00000-of-00001.csv').read_text()
-  assert list(told(Path('table'))) == [name]
+  assert list(read_verdicts(Path('table'))) == [name]
   again = score_table.score_images(model, Path(name), table, 1, no_progress)
   assert (again.counts.total(), again.previous_counts.total()) == (0, 1)
 
@@ -176,9 +176,11 @@ def test_tables_are_not_mixed(model, listed, tmp_path):
   score_table.score_images(model, listed, table, 2, no_progress)
   with pytest.raises(ConfigError, match="format is 'jsonl', not 'parquet'"):
     score_table.score_images(model, listed, table._replace(format='parquet'), 2, no_progress)
-  moved = model.model._replace(thresholds=model.model.thresholds._replace(image_threshold=1e9))
+  changed_model = model.model._replace(
+    thresholds=model.model.thresholds._replace(image_threshold=1e9)
+  )
   with pytest.raises(ConfigError, match=r'threshold is .*, not 1000000000\.0'):
-    score_table.score_images(model._replace(model=moved), listed, table, 2, no_progress)
+    score_table.score_images(model._replace(model=changed_model), listed, table, 2, no_progress)
   with pytest.raises(UnknownName, match=r"'xlsx'.*parquet.*jsonl.*csv"):
     score_table.score_images(model, listed, table._replace(format='xlsx'), 2, no_progress)
   (tmp_path / '_table.json').unlink()
@@ -213,7 +215,7 @@ def test_a_part_has_one_process(model, listed, tmp_path):
       yield item
 
   assert score_table.score_images(model, listed, table, 2, meddle).counts.total() == 11
-  assert len(told(tmp_path)) == 11
+  assert len(read_verdicts(tmp_path)) == 11
 
 
 def test_damaged_parts_are_named(model, listed, tmp_path):
@@ -243,10 +245,10 @@ def test_a_list_of_nothing_is_refused(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('told', 'wanted'), [('0/1', (0, 1)), ('3/4', (3, 4)), ('auto', (0, 1)), ('10/200', (10, 200))]
+  ('text', 'expected'), [('0/1', (0, 1)), ('3/4', (3, 4)), ('auto', (0, 1)), ('10/200', (10, 200))]
 )
-def test_shares_are_read(told, wanted):
-  assert processes.resolve_shard(told) == wanted
+def test_shares_are_read(text, expected):
+  assert processes.resolve_shard(text) == expected
 
 
 def test_asking_for_a_share_takes_no_device():
@@ -258,10 +260,10 @@ def test_asking_for_a_share_takes_no_device():
   assert run.stdout.strip() == '(0, 1) False'
 
 
-@pytest.mark.parametrize('told', ['', '1', '4/4', '-1/4', '1/4/2', 'a/b', '0/0'])
-def test_wrong_shares_are_refused(told):
-  with pytest.raises(ConfigError, match='got ' + repr(told)):
-    processes.resolve_shard(told)
+@pytest.mark.parametrize('text', ['', '1', '4/4', '-1/4', '1/4/2', 'a/b', '0/0'])
+def test_wrong_shares_are_refused(text):
+  with pytest.raises(ConfigError, match='got ' + repr(text)):
+    processes.resolve_shard(text)
 
 
 @pytest.mark.parametrize(
@@ -277,23 +279,29 @@ def test_launchers_tell_shares(names, monkeypatch):
   assert processes.resolve_shard('auto') == (2, 5)
 
 
-def test_the_command_and_the_mode_leave_the_same_table(directory, listed, wanted, tmp_path, capsys):
+def test_the_command_and_the_mode_leave_the_same_table(
+  directory, listed, expected, tmp_path, capsys
+):
   table = tmp_path / 'command'
   words = ['predict', directory, listed, '--table', table, '--batch-size', '2', '--json']
   assert cli.main([*map(str, words)]) == 1  # One image is broken.
-  said = json.loads(capsys.readouterr().out)
-  assert (said['shard'], said['scored_before'], said['scored']['unreadable']) == ([0, 1], {}, 1)
-  assert told(table) == wanted
+  summary = json.loads(capsys.readouterr().out)
+  assert (summary['shard'], summary['scored_before'], summary['scored']['unreadable']) == (
+    [0, 1],
+    {},
+    1,
+  )
+  assert read_verdicts(table) == expected
   assert cli.main([*map(str, words)]) == 1  # It is still broken.
-  said = json.loads(capsys.readouterr().out)
-  assert (said['scored'], said['scored_before']['unreadable']) == ({}, 1)
+  summary = json.loads(capsys.readouterr().out)
+  assert (summary['scored'], summary['scored_before']['unreadable']) == ({}, 1)
   flags = {
     'mode': 'predict', 'predict.model_dir': directory, 'predict.input': listed,
     'predict.table': tmp_path / 'mode', 'predict.batch_size': 2, 'predict.shard': '0/1',
   }  # fmt: skip
   words = [f'--config.{key}={value}' for key, value in flags.items()]
   assert main.main(['--config=padim', f'--workdir={tmp_path / "run"}', *words]) == 1
-  assert told(tmp_path / 'mode') == wanted
+  assert read_verdicts(tmp_path / 'mode') == expected
 
 
 @pytest.mark.parametrize('words', [['--shard=0/2'], ['--format=jsonl'], ['--table=t', '--no-save']])
@@ -303,7 +311,7 @@ def test_options_that_mean_nothing_are_refused(words, directory, listed, capsys)
 
 
 @pytest.mark.slow
-def test_killed_processes_lose_nothing_that_they_wrote(directory, listed, wanted, tmp_path):
+def test_killed_processes_lose_nothing_that_they_wrote(directory, listed, expected, tmp_path):
   """Four are killed within their work, three go on; the images are many links to few."""
   many = tmp_path / 'many'
   many.mkdir()
@@ -332,8 +340,8 @@ def test_killed_processes_lose_nothing_that_they_wrote(directory, listed, wanted
   assert 0 < written < 2000
   for process in start(3):
     assert process.wait() == 0
-  found = told(table)
-  assert len(found) == 2000
-  for path, verdict in found.items():
+  verdicts = read_verdicts(table)
+  assert len(verdicts) == 2000
+  for path, verdict in verdicts.items():
     number = int(path[-8:-4]) % 10
-    assert verdict == wanted[str(listed.parent / f'{number}.png')]
+    assert verdict == expected[str(listed.parent / f'{number}.png')]

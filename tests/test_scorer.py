@@ -29,10 +29,10 @@ def mean(images):
 
 @pytest.mark.parametrize('sizes', [(1,), (4,), (1, 4), (2, 3, 7)])
 def test_batches_have_allowed_sizes_and_change_no_score(sizes):
-  seen = []
+  batch_sizes = []
 
   def run(images):
-    seen.append(len(images))
+    batch_sizes.append(len(images))
     return mean(images)
 
   scorer = Scorer([run], batch_sizes=sizes)
@@ -40,18 +40,18 @@ def test_batches_have_allowed_sizes_and_change_no_score(sizes):
     predictions = scorer.score([image(i) for i in range(n)])
     assert [p.score for p in predictions] == list(range(n))
     assert all((p.anomaly_map == p.score).all() for p in predictions)
-  assert seen == [min(s for s in sizes if s >= n) for n in range(1, sizes[-1] + 1)]
-  seen.clear()
+  assert batch_sizes == [min(s for s in sizes if s >= n) for n in range(1, sizes[-1] + 1)]
+  batch_sizes.clear()
   scores = scorer.score_all(np.stack([image(i) for i in range(23)]))
   assert scores.image.tolist() == scores.map[:, 0, 0].tolist() == list(range(23))
-  assert seen[0] == sizes[0]  # More than one size is tested.
-  assert set(seen) <= set(sizes)
+  assert batch_sizes[0] == sizes[0]  # More than one size is tested.
+  assert set(batch_sizes) <= set(sizes)
 
 
 def test_successive_batches_go_to_different_devices():
   scorer = Scorer([lambda x: mean(x), lambda x: mean(255 - x)])
-  found = [scorer.score([image(1)], index)[0].score for index in range(4)]
-  assert found == [1, 254, 1, 254]
+  scores = [scorer.score([image(1)], index)[0].score for index in range(4)]
+  assert scores == [1, 254, 1, 254]
 
 
 def test_devices_score_alone_and_together_alike():
@@ -67,8 +67,8 @@ def test_devices_score_alone_and_together_alike():
     together = scorers.on_mesh(model, meshes.mesh_of(jax.devices()[:devices]))
     assert together.with_batch_size(size).batch_sizes[0] % devices == 0
     for scorer in (alone, together):
-      found = scorer.with_batch_size(size).score(images, 1)
-      assert [p.score for p in found] == [0, 1, 2, 3, 4]
+      predictions = scorer.with_batch_size(size).score(images, 1)
+      assert [p.score for p in predictions] == [0, 1, 2, 3, 4]
 
 
 def test_a_program_compiled_ahead_is_that_of_the_scorer():
@@ -93,8 +93,8 @@ def test_a_program_compiled_ahead_is_that_of_the_scorer():
     ready, mesh = program.give_to(model), meshes.make_mesh('auto', num_devices, 0)
     before = num_traced
     scorer = scorers.on_mesh(ready, mesh).with_batch_size(5)
-    found = scorer.score([image(i) for i in range(5)])
-    assert [p.score for p in found] == [8, 9, 10, 11, 12]
+    predictions = scorer.score([image(i) for i in range(5)])
+    assert [p.score for p in predictions] == [8, 9, 10, 11, 12]
     assert num_traced == before
     other = model._replace(fitted=np.float32([3, 5, 0]))
     assert program.give_to(other) is other

@@ -46,18 +46,18 @@ def photos(drawn):
 
 @pytest.fixture(scope='module')
 def predictions(directory, photos):
-  """What `predict` says."""
+  """Results of `predict`."""
   results = create_model(model_dir=directory, backend='auto').predict(photos)
   return {result.input_path: result for result in results}
 
 
 @pytest.fixture(scope='module')
 def ask(directory):
-  with asked(directory) as client:
+  with open_client(directory) as client:
     yield client
 
 
-def asked(directory, **limits):
+def open_client(directory, **limits):
   """A service in this process."""
   limits = {'batch': 8, **limits}
   settings = options.Settings({'disc': directory, 'again': directory}, backend='auto', **limits)
@@ -240,7 +240,7 @@ def test_invalid_requests_have_an_error_status_and_message(
 
 @pytest.fixture(scope='module')
 def strict(directory):
-  with asked(directory, max_bytes=200_000, max_pixels=4000) as client:
+  with open_client(directory, max_bytes=200_000, max_pixels=4000) as client:
     yield client
 
 
@@ -254,7 +254,7 @@ def test_more_pixels_than_allowed_are_not_decoded(strict, photos):
 
 
 def test_private_urls_are_refused_even_if_urls_are_allowed(directory):
-  with asked(directory, access=http.Access(urls=True)) as client:
+  with open_client(directory, access=http.Access(urls=True)) as client:
     for url in ('http://127.0.0.1:9/x.png', 'http://169.254.169.254/latest', 'http://[::1]/x.png'):
       response = client.post(ROUTE, json={'image': url})
       assert response.status_code == 422
@@ -275,7 +275,7 @@ def test_other_routes_and_methods(ask):
 
 
 def test_a_service_with_a_token_requires_it(directory, photos):
-  with asked(directory, token='s3cret') as client:
+  with open_client(directory, token='s3cret') as client:
     body = {'image': coded(photos[0])}
     for headers in ({}, {'Authorization': 'Bearer wrong'}, {'Authorization': 'Basic s3cret'}):
       response = client.post(ROUTE, json=body, headers=headers)
@@ -295,7 +295,7 @@ def slowed(client, go):
 
 
 def test_a_full_queue_refuses_and_recovers(directory, photos):
-  with asked(directory, queue=4) as client:
+  with open_client(directory, queue=4) as client:
     go = threading.Event()
     slowed(client, go)
     with concurrent.futures.ThreadPoolExecutor(20) as threads:
@@ -325,7 +325,7 @@ def test_unknown_options_are_refused(ask, photos):
     assert message in response.json()['errorMsg']
 
 
-def test_what_is_sent_twice_is_refused(ask, photos):
+def test_fields_that_are_sent_twice_are_refused(ask, photos):
   """Otherwise one of two images, models or parts would be ignored silently."""
   content = photos[0].read_bytes()
   image, other = ('image', ('x.png', content)), ('file', ('y.png', content))
@@ -372,7 +372,7 @@ def test_each_image_of_a_request_takes_a_place_in_the_queue(directory, photos):
     body = {'inputs': [{**tensor, 'data': [coded(photos[0])] * count}]}
     return client.post('/v2/models/disc/infer', json=body)
 
-  with asked(directory, queue=4) as client:
+  with open_client(directory, queue=4) as client:
     assert post(4).status_code == 200
     assert post(5).status_code == 400
     client.service.images.in_progress = 1
@@ -387,7 +387,7 @@ def test_each_image_of_a_request_takes_a_place_in_the_queue(directory, photos):
 
 
 def test_a_request_past_its_deadline_has_status_504(directory, photos):
-  with asked(directory, deadline_s=0.3) as client:
+  with open_client(directory, deadline_s=0.3) as client:
     go = threading.Event()
     slowed(client, go)
     response = client.post(ROUTE, json={'image': coded(photos[0])})
@@ -405,7 +405,7 @@ def test_under_overload_the_first_requests_succeed(directory, photos, monkeypatc
     return picture(*arguments)
 
   monkeypatch.setattr(requests, 'read_image', slowly)
-  with asked(directory, deadline_s=2.0, batch=1) as client:
+  with open_client(directory, deadline_s=2.0, batch=1) as client:
     monkeypatch.setattr(client.service, 'executor', concurrent.futures.ThreadPoolExecutor(2))
     post = lambda _: client.post(ROUTE, json={'image': coded(photos[0])})  # noqa: E731
     with concurrent.futures.ThreadPoolExecutor(40) as threads:
@@ -586,10 +586,10 @@ def test_sigterm_loses_no_accepted_request_and_logs_are_json(directory, photos):
     body, responses, lost = {'image': coded(photos[0])}, [], []
 
     def client():
-      with httpx.Client(timeout=30) as own:
+      with httpx.Client(timeout=30) as session:
         while True:
           try:
-            responses.append(own.post(f'{url}{ROUTE}', json=body).status_code)
+            responses.append(session.post(f'{url}{ROUTE}', json=body).status_code)
           except httpx.ConnectError:
             return  # Nobody listens any more.
           except httpx.TransportError as error:

@@ -1,4 +1,4 @@
-"""What a request may use up is limited, whoever sends it; others are answered meanwhile."""
+"""Resources of a request are limited, whoever sends it; others are answered meanwhile."""
 
 import base64
 import concurrent.futures

@@ -495,7 +495,9 @@ def test_a_pattern_gives_one_verdict_per_part(show, camera_photos, tmp_path, exp
     for name, label in image_labels.items():
       if name != 'other.png':
         by_part.setdefault(name.partition('_')[0], []).append(label)
-    worst = {part: max(found, key=SEVERITY.index) for part, found in by_part.items()}
+    worst = {
+      part: max(ordered_parts, key=SEVERITY.index) for part, ordered_parts in by_part.items()
+    }
     assert worst != previous
     previous = worst
     expected = {name: [name.partition('_')[0]] for name in image_labels if name != 'other.png'}
@@ -509,11 +511,14 @@ def test_a_pattern_gives_one_verdict_per_part(show, camera_photos, tmp_path, exp
     **expected, 'other.png': ['', '']
   }  # fmt: skip
   for image in downloaded(page)['images']:
-    shown = [image['part'], image['verdicts'][0]['part_label']] if 'part' in image else []
-    assert shown == expected.get(image['name'], [])
+    part_verdict = [image['part'], image['verdicts'][0]['part_label']] if 'part' in image else []
+    assert part_verdict == expected.get(image['name'], [])
   page.select_option('#order', 'part')
-  found = [part for part, *_ in filter(None, shown_parts(page).values())]
-  assert sum(a != b for a, b in zip(found[1:], found[:-1], strict=True)) == len(worst) - 1
+  ordered_parts = [part for part, *_ in filter(None, shown_parts(page).values())]
+  assert (
+    sum(a != b for a, b in zip(ordered_parts[1:], ordered_parts[:-1], strict=True))
+    == len(worst) - 1
+  )
   for pattern, message in (('(', 'not a regular expression'), ('.+', 'no group'), ('', '')):
     page.fill('#part-pattern', pattern)
     page.keyboard.press('Enter')

@@ -159,8 +159,8 @@ def test_reduced_images_are_averaged_whatever_the_strips(monkeypatch):
   size = layout.width, layout.height
   expected = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX)).astype(int)
   y, x = layout.top + 2 * layout.em, layout.em
-  shown = canvases[0][y : y + layout.height, x : x + layout.width]
-  assert np.abs(shown - expected).max() <= 1
+  drawn_image = canvases[0][y : y + layout.height, x : x + layout.width]
+  assert np.abs(drawn_image - expected).max() <= 1
 
 
 @hypothesis.given(

@@ -27,7 +27,7 @@ class Ends:
 
 @pytest.fixture(autouse=True)
 def little_to_collect():
-  """What other tests left is set aside: to look through all of it takes seconds."""
+  """Set garbage of other tests aside: to look through all of it takes seconds."""
   gc.collect()
   gc.freeze()
   yield
@@ -53,8 +53,8 @@ def test_a_signal_that_comes_while_an_object_ends_is_heard(number):
 
 
 def test_other_unraisable_exceptions_reach_the_usual_hook(monkeypatch):
-  told = []
-  monkeypatch.setattr(sys, 'unraisablehook', told.append)
+  reported = []
+  monkeypatch.setattr(sys, 'unraisablehook', reported.append)
 
   class Fails:
     def __del__(self):
@@ -63,4 +63,4 @@ def test_other_unraisable_exceptions_reach_the_usual_hook(monkeypatch):
   with signals.raise_on_signal():
     Fails()
     gc.collect()
-  assert [str(one.exc_value) for one in told] == ['as ever']
+  assert [str(unraisable.exc_value) for unraisable in reported] == ['as ever']

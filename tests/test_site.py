@@ -28,8 +28,8 @@ def site(tmp_path_factory):
 
 def test_every_public_name_is_documented(site):
   with (site / 'objects.inv').open('rb') as file:
-    known = inventory.InventoryFile.load(file, '', lambda base, path: path)
-  names = {name for kind, of_kind in known.items() if kind.startswith('py:') for name in of_kind}
+    objects = inventory.InventoryFile.load(file, '', lambda base, path: path)
+  names = {name for kind, of_kind in objects.items() if kind.startswith('py:') for name in of_kind}
   public = {f'uadjax.{name}' for name in uadjax.__all__ if not name.startswith('_')}
   elsewhere = {
     'uadjax.Detector': 'uadjax.detectors.base.Detector',
@@ -42,8 +42,8 @@ def test_every_public_name_is_documented(site):
 def test_every_command_is_documented(site):
   page = (site / 'docs/reference/command_line.html').read_text()
   titles = [re.sub('<[^>]+>', '', title) for title in re.findall('<h2>(.*?)</h2>', page)]
-  told = {title.removeprefix('uadjax ').rstrip('¶') for title in titles}
-  assert told == set(typer.main.get_command(commands.app).commands)
+  documented = {title.removeprefix('uadjax ').rstrip('¶') for title in titles}
+  assert documented == set(typer.main.get_command(commands.app).commands)
 
 
 def test_the_guides_and_notebooks_are_on_it(site):

@@ -1,4 +1,4 @@
-"""What a command imports: of the packages that take long to import, only those that it needs."""
+"""A command imports, of the packages that take long to import, only those that it needs."""
 
 import subprocess
 import sys

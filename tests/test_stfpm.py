@@ -133,8 +133,8 @@ def test_rows_that_are_not_valid_change_nothing(detector, state):
 
 def test_cached_features_equal_computed_ones(short_detector, update, short_state):
   learn = batch(4)
-  kept = learn._replace(features=short_detector.precompute(short_state, learn))
-  with_, without = (update(short_state, b) for b in (kept, learn))
+  cached_batch = learn._replace(features=short_detector.precompute(short_state, learn))
+  with_, without = (update(short_state, b) for b in (cached_batch, learn))
   np.testing.assert_allclose(with_[1]['loss'], without[1]['loss'], rtol=1e-5)
   for a, b in zip(jax.tree.leaves(with_[0]), jax.tree.leaves(without[0]), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
@@ -154,20 +154,20 @@ def test_weight_decay_is_added_to_the_gradient_as_in_torch(short_variables):
   """SGD with L2: v ← m·v + g + λ·w, w ← w − η·v; without momentum the decayed part is −η·λ·w."""
   plain, decayed = (make(backbone=SHORT, momentum=0.0, weight_decay=w) for w in (0.0, 0.5))
   start = plain.init(jax.random.key(0), short_variables)
-  moved = [
+  updated = [
     jax.jit(d.update)(d.init(jax.random.key(0), short_variables), batch(2))[0]
     for d in (plain, decayed)
   ]
-  a, b, w = (jax.tree.leaves(s.student['params']) for s in (*moved, start))
+  a, b, w = (jax.tree.leaves(s.student['params']) for s in (*updated, start))
   for x, y, z in zip(a, b, w, strict=True):
     np.testing.assert_allclose(x - y, 0.1 * 0.5 * z, rtol=1e-2, atol=1e-5)
 
 
 def test_black_images_have_finite_gradients(update, short_state):
   black = batch(4)._replace(image=jnp.zeros((4, SIZE, SIZE, 3), np.uint8))
-  moved, metrics = update(short_state, black)
+  state, metrics = update(short_state, black)
   assert np.isfinite(metrics['loss'])
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(moved))
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
 def test_batched_equals_one_by_one(detector, state):
@@ -201,7 +201,7 @@ def test_a_rounded_map_is_within_the_bounds_of_the_floor(state):
 
 
 @pytest.mark.parametrize(
-  ('kept', 'numbers'),
+  ('is_cached', 'numbers'),
   [
     (True, (2,)),
     pytest.param(False, (2,), marks=pytest.mark.slow),
@@ -209,7 +209,7 @@ def test_a_rounded_map_is_within_the_bounds_of_the_floor(state):
     pytest.param(False, (8,), marks=pytest.mark.slow),
   ],
 )
-def test_one_update_is_the_same_on_any_number_of_devices(short_state, kept, numbers):
+def test_one_update_is_the_same_on_any_number_of_devices(short_state, is_cached, numbers):
   """Batch norm sees all of a batch, and so does the gradient."""
   results = []
   for devices in (1, *numbers):
@@ -218,11 +218,11 @@ def test_one_update_is_the_same_on_any_number_of_devices(short_state, kept, numb
     detector = make(meshes.shards(mesh), SHORT)
     copy = meshes.replicate(mesh, jax.tree.map(jnp.copy, short_state))
     rows = meshes.shard_batch(mesh, batch(8))
-    if kept:
+    if is_cached:
       rows = rows._replace(features=jax.jit(detector.precompute)(copy, rows))
     results.append(jax.jit(detector.update)(copy, rows))
-  (single, one), *others = results
+  (single, metrics), *others = results
   for sharded, many in others:
-    assert many['loss'] == pytest.approx(float(one['loss']), rel=1e-5)
+    assert many['loss'] == pytest.approx(float(metrics['loss']), rel=1e-5)
     for a, b in zip(jax.tree.leaves(single), jax.tree.leaves(sharded), strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(np.abs(b).max(), 1e-30))

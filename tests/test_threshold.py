@@ -123,14 +123,14 @@ def test_showing_changes_nothing(directory, uadjax):
   before = small_runs.contents(directory)
   status, text, _ = uadjax(directory)
   assert status == 0
-  shown = json.loads(uadjax(directory, '--json')[1])
+  overview = json.loads(uadjax(directory, '--json')[1])
   assert small_runs.contents(directory) == before
   assert str(model_dir.read_info(directory).thresholds) in text
-  assert shown['thresholds'] == manifest(directory)['thresholds']
-  assert len(shown['trade_off']) > 1
+  assert overview['thresholds'] == manifest(directory)['thresholds']
+  assert len(overview['trade_off']) > 1
   rows, current = table_rows(text)
-  assert [*rows] == [row['option'] for row in shown['trade_off']]
-  for row in shown['trade_off']:
+  assert [*rows] == [row['option'] for row in overview['trade_off']]
+  for row in overview['trade_off']:
     numbers = [f'{row[name]:.4g}' for name in ('image_threshold', 'review_threshold')]
     assert rows[row['option']][:2] == numbers
     assert row['defects_found'] is row['defects_to_review'] is row['defects_missed'] is None
@@ -261,8 +261,8 @@ def test_graphs_of_other_formats_have_the_thresholds_beside_them(directory, uadj
   assert (overview['updated_graphs'], overview['outdated_graphs']) == (graphs, [])
   assert contents(exported) == files_before  # The graph itself has no thresholds.
   metadata = json.loads((directory / f'model.{format}.json').read_text())
-  wanted = json.loads(json.dumps({**exported.metadata, 'thresholds': overview['thresholds']}))
-  assert metadata == wanted
+  expected = json.loads(json.dumps({**exported.metadata, 'thresholds': overview['thresholds']}))
+  assert metadata == expected
   after = exporter._FORMATS[format].load(exported.path)(inputs)
   np.testing.assert_array_equal(after.image, before.image)
 

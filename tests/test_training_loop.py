@@ -67,9 +67,9 @@ def test_the_loop_consumes_one_batch_per_step():
 
 
 def test_hooks_see_every_step_with_its_state():
-  seen = []
-  looped(summing(), 3, [lambda step, state, metrics: seen.append((step, float(state.total)))])
-  assert seen == [(1, 1.0), (2, 2.0), (3, 3.0)]
+  calls = []
+  looped(summing(), 3, [lambda step, state, metrics: calls.append((step, float(state.total)))])
+  assert calls == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
 def test_the_best_step_is_the_one_of_the_lowest_held_out_loss():
@@ -160,7 +160,7 @@ def test_a_stopped_fit_saves_a_checkpoint_and_says_how_to_resume(
 ):
   """Whichever process of a run got the signal, each has the exit status of it."""
   stop = signals.StopRequest(number if is_own else 0)
-  monkeypatch.setattr(processes, 'largest', lambda own: max(own, number))
+  monkeypatch.setattr(processes, 'largest', lambda own_number: max(own_number, number))
   with pytest.raises(Interrupted, match=r'step 1/5.*fit\.resume=latest') as caught:
     saved(summing([3.0] * 9), managers, 5, every_s=60.0, stop=stop)
   assert checkpoint.saved_steps(tmp_path, 'rolling') == [1]
@@ -292,21 +292,21 @@ def reading():
 
 def test_cached_features_belong_to_their_images(drawn):
   ops, mesh = transforms.parse('resize(16)'), meshes.make_mesh('cpu', 2, 4)
-  kept = loop.cache_features(reading(), None, drawn, ImageCache(ops, 0), 4, 1 << 20, mesh)
+  add_features = loop.cache_features(reading(), None, drawn, ImageCache(ops, 0), 4, 1 << 20, mesh)
   batches = batch_streams.train_batches(drawn, ImageCache(ops, 0), 4, seed=5)
-  seen = set()
+  indices = set()
   for batch, _ in zip(batches, range(6), strict=False):
     want = batch.image.astype(np.float32).sum((1, 2))
-    np.testing.assert_array_equal(kept(batch).features['sums'], want)
-    seen |= set(batch.index.tolist())
-  assert seen == set(range(7))
+    np.testing.assert_array_equal(add_features(batch).features['sums'], want)
+    indices |= set(batch.index.tolist())
+  assert indices == set(range(7))
   batches.close()
 
 
 def test_features_over_the_limit_are_not_cached(drawn):
   ops, mesh = transforms.parse('resize(16)'), meshes.make_mesh('cpu', 1, 4)
   needed = 7 * 3 * 4  # Images, channels, bytes.
-  for limit, there in ((needed, True), (needed - 1, False)):
-    kept = loop.cache_features(reading(), None, drawn, ImageCache(ops, 0), 4, limit, mesh)
+  for limit, is_cached in ((needed, True), (needed - 1, False)):
+    add_features = loop.cache_features(reading(), None, drawn, ImageCache(ops, 0), 4, limit, mesh)
     batch = next(batch_streams.eval_batches(drawn, ImageCache(ops, 0), 4))
-    assert (kept(batch).features is not None) == there
+    assert (add_features(batch).features is not None) == is_cached

@@ -347,8 +347,8 @@ def test_a_blob_comes_back_where_it_was():
     y, x = size[0] * 0.45, size[1] * 0.58
     rows, columns = np.indices(size) + 0.5
     blob = np.exp(-(((rows - y) / 9) ** 2) - ((columns - x) / 9) ** 2)
-    seen = ops.apply(gray3(np.round(blob * 255).astype(np.uint8)))[..., 0]
-    restored = ops.restore(seen.astype(np.float32), *size).anomaly_map.astype(float)
+    channel = ops.apply(gray3(np.round(blob * 255).astype(np.uint8)))[..., 0]
+    restored = ops.restore(channel.astype(np.float32), *size).anomaly_map.astype(float)
     assert abs((restored * rows).sum() / restored.sum() - y) < 1, (text, size)
     assert abs((restored * columns).sum() / restored.sum() - x) < 1, (text, size)
 

@@ -189,8 +189,8 @@ def test_every_format_loads_by_its_content(kind, tmp_path):
     expected = expected.transpose(2, 3, 1, 0) if expected.ndim == 4 else expected
     np.testing.assert_array_equal(leaf, expected)
   assert origin.sha256 == hashlib.sha256(data).hexdigest()
-  made = jax.eval_shape(MODULE.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-  assert jax.tree.structure(variables) == jax.tree.structure(made)
+  structs = jax.eval_shape(MODULE.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  assert jax.tree.structure(variables) == jax.tree.structure(structs)
 
 
 @pytest.mark.parametrize('write', [torch_zip, torch_legacy])
@@ -210,13 +210,13 @@ def test_views_of_shared_storages_are_read_as_torch_reads_them(write):
     'parameter': parameter,
   }
   meta = Call('collections.OrderedDict', (), {'_metadata': {'': {'version': 1}}})
-  found = formats.read(write({'state_dict': content, 'epoch': 3, 'other': meta}))
-  np.testing.assert_array_equal(found['transposed'], numbers[:6].reshape(2, 3).T)
-  np.testing.assert_array_equal(found['offset'], numbers[20:].reshape(2, 2))
-  np.testing.assert_array_equal(found['expanded'], np.tile(numbers[:2], (4, 1)))
-  assert found['scalar'] == 7
-  assert found['empty'].shape == (0, 5)
-  np.testing.assert_array_equal(found['parameter'], numbers[:6].reshape(2, 3))
+  tensors = formats.read(write({'state_dict': content, 'epoch': 3, 'other': meta}))
+  np.testing.assert_array_equal(tensors['transposed'], numbers[:6].reshape(2, 3).T)
+  np.testing.assert_array_equal(tensors['offset'], numbers[20:].reshape(2, 2))
+  np.testing.assert_array_equal(tensors['expanded'], np.tile(numbers[:2], (4, 1)))
+  assert tensors['scalar'] == 7
+  assert tensors['empty'].shape == (0, 5)
+  np.testing.assert_array_equal(tensors['parameter'], numbers[:6].reshape(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -255,9 +255,9 @@ def test_paddle_joins_what_it_cut(tmp_path):
   parts = {'a': {'OriginShape': (2, 3), 'slices': ['a@@.0', 'a@@.1']}}
   flat = whole.ravel()
   content = {'a@@.0': flat[:4], 'a@@.1': flat[4:], 'UnpackBigParamInfor@@': parts}
-  found = formats.read(pickle.dumps(content, 2))
-  assert list(found) == ['a']
-  np.testing.assert_array_equal(found['a'], whole)
+  tensors = formats.read(pickle.dumps(content, 2))
+  assert list(tensors) == ['a']
+  np.testing.assert_array_equal(tensors['a'], whole)
 
 
 def test_names_of_paddle_become_those_of_torchvision():
@@ -376,13 +376,13 @@ def test_hostile_pickles_are_refused_and_never_run(wrap, tmp_path, monkeypatch):
     monkeypatch.setattr(name, lambda *_, name=name: called.append(name))
   wrong = {}
   for kind, pickled in HOSTILE.items():
-    told, path = 'nothing', place(tmp_path, WRAPPED[wrap](pickled))
+    message, path = 'nothing', place(tmp_path, WRAPPED[wrap](pickled))
     try:
       pretrained_weights.load(path, MODULE)
     except WeightsError as error:
-      told = str(error)
-    if called or path not in told or not re.search('holds no weights|has no conv1', told):
-      wrong[kind] = told, [*called]
+      message = str(error)
+    if called or path not in message or not re.search('holds no weights|has no conv1', message):
+      wrong[kind] = message, [*called]
     called.clear()
   assert not wrong
 
@@ -401,13 +401,13 @@ def test_tensors_beyond_their_storage_are_refused(write):
     (('4',), (1,), 0),
   ):
     arguments = (stored, offset, shape, strides, False, Call('collections.OrderedDict', ()))
-    data, told = write({'a': Call('torch._utils._rebuild_tensor_v2', arguments)}), ''
+    data, message = write({'a': Call('torch._utils._rebuild_tensor_v2', arguments)}), ''
     try:
       formats.read(data)
     except ValueError as error:
-      told = str(error)
-    if 'tensor a ' not in told:
-      accepted.append((shape, strides, offset, told))
+      message = str(error)
+    if 'tensor a ' not in message:
+      accepted.append((shape, strides, offset, message))
   assert not accepted
 
 
@@ -563,11 +563,11 @@ def test_a_file_cut_anywhere_is_refused_or_whole(kind):
   data = SMALL[kind]
   for end in range(len(data)):
     try:
-      found = formats.read(data[:end])
+      tensors = formats.read(data[:end])
     except ValueError:
       continue
     for name, value in formats.read(data).items():
-      np.testing.assert_array_equal(found[name], value)
+      np.testing.assert_array_equal(tensors[name], value)
 
 
 @hypothesis.settings(max_examples=300, deadline=None)
@@ -605,8 +605,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
       self.send_error(404)
       return
     body, begin = server.content, 0
-    if (asked := self.headers.get('Range')) and server.mode != 'no ranges':
-      begin = int(asked.removeprefix('bytes=').rstrip('-'))
+    if (range_header := self.headers.get('Range')) and server.mode != 'no ranges':
+      begin = int(range_header.removeprefix('bytes=').rstrip('-'))
       if begin >= len(body):
         self.send_error(416)
         return

@@ -43,9 +43,9 @@ def test_one_run_at_a_time(tmp_path):
   assert [*workdir.iterdir()] == [workdir / 'train.log']
 
 
-@pytest.mark.parametrize('made', ['', 'new', 'new/run'])
-def test_a_run_that_writes_nothing_leaves_nothing(made, tmp_path):
-  (tmp_path / made).mkdir(parents=True, exist_ok=True)
+@pytest.mark.parametrize('existing', ['', 'new', 'new/run'])
+def test_a_run_that_writes_nothing_leaves_nothing(existing, tmp_path):
+  (tmp_path / existing).mkdir(parents=True, exist_ok=True)
   before = {*tmp_path.rglob('*')}
   for error in (None, KeyError):
     with contextlib.suppress(KeyError), workdirs.lock(tmp_path / 'new' / 'run', CONFIG):
@@ -154,17 +154,17 @@ def test_files_that_a_process_writes_are_no_leftovers(tmp_path):
 
 
 def test_a_temporary_file_removed_before_it_is_locked_is_created_again(tmp_path, monkeypatch):
-  make, made = tempfile.mkstemp, []
+  make, temporary_files = tempfile.mkstemp, []
 
   def make_and_lose(**options):
-    made.append(make(**options))
-    if len(made) < 3:
+    temporary_files.append(make(**options))
+    if len(temporary_files) < 3:
       files.remove_leftovers(tmp_path)
-    return made[-1]
+    return temporary_files[-1]
 
   monkeypatch.setattr(tempfile, 'mkstemp', make_and_lose)
   files.write_text(tmp_path / 'a.json', 'new')
-  assert len(made) == 3
+  assert len(temporary_files) == 3
   assert small_runs.contents(tmp_path) == {Path('a.json'): b'new'}
 
 
