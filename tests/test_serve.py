@@ -421,6 +421,10 @@ def test_the_open_inference_protocol(ask, photos, predictions):
   assert {output['name'] for output in model['outputs']} >= {'score', 'label', 'warnings', 'map'}
   assert ask.get('/v2/models/disc/ready').json() == {'name': 'disc', 'ready': True}
   assert 'error' in ask.get('/v2/models/none').json()
+  version = '/v2/models/disc/versions/1'
+  for response in (ask.get(version), ask.post(f'{version}/infer', json={})):
+    assert response.status_code == 404
+    assert response.json() == {'error': 'Models have no versions; use /v2/models/disc.'}
   pixels = np.stack([np.asarray(Image.open(path).convert('RGB')) for path in photos])
   results = [predictions[str(path)] for path in photos]
   files = [coded(path) for path in photos]

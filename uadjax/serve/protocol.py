@@ -113,6 +113,14 @@ def make_router(service: Service) -> fastapi.APIRouter:
     service.get_model(name)
     return responses.json_response({'name': name, 'ready': True})
 
+  @router.api_route(
+    '/models/{name}/versions/{rest:path}', methods=['GET', 'POST'], include_in_schema=False
+  )
+  async def model_version(name: str) -> Response:
+    """Explain that models have no versions, which the protocol leaves optional."""
+    service.get_model(name)
+    raise RequestError(404, f'Models have no versions; use {PREFIX}/models/{name}.')
+
   @router.post('/models/{name}/infer', responses=_ERROR_RESPONSES, openapi_extra=_INFER_BODY)
   async def infer(name: str, request: Request) -> Response:
     return await _infer(service, name, request)
