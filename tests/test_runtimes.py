@@ -56,6 +56,19 @@ def test_a_graph_of_other_arrays_is_not_taken(directory, graph, tmp_path, monkey
   assert cached_graph.get_or_export(model_dir.read_info(directory)) == graph
 
 
+def test_a_graph_without_its_description_is_not_taken_and_a_warning_says_so(
+  exported, tmp_path, monkeypatch, caplog
+):
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
+  directory = exported('padim')
+  (directory / 'model.onnx.json').unlink()
+  path = cached_graph.get_or_export(model_dir.read_info(directory))
+  assert path.parent == tmp_path / 'exports'
+  (warning,) = (r.getMessage() for r in caplog.records if r.levelname == 'WARNING')
+  assert warning.startswith(f'{directory / "model.onnx"} is not used: model.onnx.json')
+  assert f'uadjax export {directory}' in warning
+
+
 def flips(content: bytes, count: int):
   """The content with one bit flipped, at random places."""
   rng = np.random.default_rng(0)

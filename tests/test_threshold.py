@@ -248,6 +248,13 @@ def test_the_metadata_of_graphs_is_that_of_the_manifest(directory, uadjax):
   assert cached_graph.get_or_export(info) == directory / 'model.onnx'  # It is still usable.
 
 
+def test_a_graph_without_its_description_is_listed_as_outdated(directory, uadjax):
+  (directory / 'model.onnx.json').unlink()
+  overview = json.loads(uadjax(directory, '--budget', 0.3, '--json')[1])
+  assert overview['outdated_graphs'] == [str(directory / 'model.onnx')]
+  assert not (directory / 'model.onnx.json').exists()
+
+
 @pytest.mark.parametrize(
   'format',
   ['stablehlo', *(pytest.param(f, marks=pytest.mark.slow) for f in ('savedmodel', 'tflite'))],

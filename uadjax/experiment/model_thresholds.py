@@ -17,7 +17,7 @@ from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, format_value, ModelError, refuse, Setting, UserError
 from uadjax.evaluation import labeled
 from uadjax.evaluation.settings import EvaluateSettings
-from uadjax.export import cached_graph, graph_thresholds
+from uadjax.export import cached_graph, graph_hash, graph_thresholds
 from uadjax.model import calibration, model_dir, trade_off
 from uadjax.model.settings import CalibrateSettings
 from uadjax.system import files
@@ -103,7 +103,8 @@ class Overview(NamedTuple):
     changes: changes of the thresholds since the model was fitted.
     previous: thresholds before this command changed them; None if it only shows them.
     updated_graphs: exported graphs that got the new thresholds.
-    outdated_graphs: exported graphs that still have other thresholds in their metadata.
+    outdated_graphs: exported graphs that still have other thresholds in their metadata, or whose
+      JSON file is missing.
   """
 
   info: model_dir.ModelInfo
@@ -369,7 +370,8 @@ def _write(
   for folder in sorted({directory.resolve().parent, Path.cwd()} - {directory.resolve()}):
     graphs += graph_thresholds.find(folder, digest)
   outdated = [graph for graph in graphs if graph_thresholds.is_outdated(graph, thresholds)]
-  return [graph for graph in graphs if graph not in outdated], outdated
+  updated = [graph for graph in graphs if graph not in outdated]
+  return updated, [*outdated, *graph_hash.find_undescribed(directory)]
 
 
 def _unwritable(directory: Path, reason: str) -> ConfigError:

@@ -15,8 +15,9 @@ from uadjax.system import files, logging
 def get_or_export(info: model_dir.ModelInfo) -> Path:
   """Return the exact ONNX file of a model, for batches of any size at network resolution.
 
-  `model.onnx` in the model directory is used if it is such a graph of the model's current arrays.
-  Otherwise the model is exported into the user's cache, once, and again if that graph is damaged.
+  `model.onnx` in the model directory is used if it is such a graph of the model's current arrays,
+  which the JSON file next to it states; a warning says if that file is missing. Otherwise the model
+  is exported into the user's cache, once, and again if that graph is damaged.
 
   Raises:
     ModelError: the graph in the model directory is damaged.
@@ -31,6 +32,11 @@ def get_or_export(info: model_dir.ModelInfo) -> Path:
       hint = f'Write it again with `uadjax export {info.directory}`, or delete it.'
       raise ModelError(problem, hint=hint)
     return local_path
+  if local_path in graph_hash.find_undescribed(info.directory):
+    logging.LOG.warning(
+      '%s is not used: %s, which describes it, is missing. `uadjax export %s` writes both.',
+      local_path, graph_hash.metadata_path(local_path).name, info.directory,
+    )  # fmt: skip
   cached_path = cache_path(info)
   if cached_path.exists():
     if _is_exact(cached_path, info.arrays_sha256) and not graph_hash.describe_damage(cached_path):

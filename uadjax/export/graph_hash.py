@@ -16,6 +16,11 @@ def metadata_path(graph: Path) -> Path:
   return graph.with_name(f'{graph.name}.json')
 
 
+def find_undescribed(folder: Path) -> list[Path]:
+  """Return the ONNX graphs that are directly in a folder and have no JSON file next to them."""
+  return sorted(path for path in folder.glob('*.onnx') if not metadata_path(path).exists())
+
+
 def read_metadata(graph: Path) -> dict[str, Any]:
   """Return the content of the JSON file next to a graph; empty if it is not a JSON object."""
   try:
