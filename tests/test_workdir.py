@@ -94,6 +94,15 @@ def test_a_group_leaves_out_a_category_in_use(drawn, capfd, tmp_path):
   assert f'{tmp_path / "disc"} is in use' in small_runs.result(tmp_path)['err_msg']
 
 
+def test_a_run_stopped_between_its_model_and_its_evaluation_is_not_called_finished(tmp_path):
+  (tmp_path / 'model').mkdir()
+  with pytest.raises(ConfigError, match=r'did not finish\. Start over .*`uadjax report .*/model'):
+    workdirs.require_no_conflict(tmp_path, CONFIG)
+  workdirs.write_result(tmp_path, 'train', {})
+  with pytest.raises(ConfigError, match='holds a finished run'):
+    workdirs.require_no_conflict(tmp_path, CONFIG)
+
+
 def test_predictions_into_a_table_share_a_work_directory(tmp_path):
   values = {'mode': 'predict', 'predict.table': str(tmp_path / 'table')}
   config = configs.replace(CONFIG, values)

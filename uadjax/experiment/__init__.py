@@ -269,6 +269,8 @@ def _run_in_group(run_category: Run, config: Settings, workdir: Path) -> Result:
     if is_resuming and (finished := workdirs.finished_result(workdir, config)):
       log.LOG.info('%s: already finished, skipped.', config.data.category)
       return finished
+    if is_resuming:  # The model may be saved, although the run was interrupted afterwards.
+      config = configs.replace(config, {'fit.overwrite': True})
   try:
     result = _with_metrics(config, workdir, run_category(config, workdir))
   except UserError as error:

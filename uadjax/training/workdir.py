@@ -144,7 +144,15 @@ def require_no_conflict(workdir: Path, config: Settings) -> None:
       run = f'a run with a checkpoint of step {steps[-1]}'
       resume_setting = Setting('fit.resume', 'latest')
       hint = 'Resume with ', resume_setting, ', start over with ', *_START_OVER_HINT
+    elif not is_finished(workdir):
+      run = 'a run that did not finish'
+      hint = *hint, f' To evaluate its model: `uadjax report {workdir / "model"} DATASET`.'
     refuse('workdir', workdir, f'{workdir} holds {run}.', *hint)
+
+
+def is_finished(workdir: Path) -> bool:
+  """Return whether the training run in `workdir` succeeded, including its evaluation."""
+  return bool(_read_result(workdir / 'train_result.json').get('done_flag'))
 
 
 def finished_result(workdir: Path, config: Settings) -> dict[str, Any] | None:
