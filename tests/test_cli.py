@@ -641,7 +641,10 @@ def test_a_reader_that_leaves_is_no_failure(model, images):
   assert stderr == ''
 
 
-@pytest.mark.parametrize('words', [('--help',), ('config', 'seed'), ('predict', '--json')])
+@pytest.mark.parametrize(
+  'words',
+  [('--help',), ('config', 'seed'), ('predict', '--json'), ('config', '--nosuch', '--json')],
+)
 def test_a_full_disk_behind_stdout_is_one_message(words, model, images):
   if not Path('/dev/full').exists():
     pytest.skip('needs /dev/full')

@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import contextlib
+import errno
 import io
 import json
 import os
@@ -84,6 +85,19 @@ def until(true, seconds=60):
   while not true():
     assert time.monotonic() < end
     time.sleep(0.02)
+
+
+def test_a_service_whose_address_cannot_be_printed_stops(directory):
+  error, stopped = OSError(errno.ENOSPC, 'No space left on device'), threading.Event()
+
+  def print_address():
+    raise error
+
+  settings = options.Settings({'disc': directory}, backend='auto')
+  application = apps.build_app(settings, stopped.set, print_address)
+  with Warm(application):
+    assert stopped.wait(60)
+    assert application.state.service.failure is error
 
 
 def coded(path):

@@ -55,10 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if stream is not None:  # A character that the locale lacks must not make the command fail.
       stream.reconfigure(errors='backslashreplace')  # pyright: ignore[reportAttributeAccessIssue]
   try:
-    status = app(arguments, prog_name='uadjax', standalone_mode=False) or 0
+    status = _run_app(arguments)
     return runtime.stdout_failure_status() or status
   except OSError as error:  # Of the output of --help and the like; commands report their errors.
     return runtime.stdout_failure_status(error) or errors.EXIT_FAILURE
+
+
+def _run_app(arguments: list[str]) -> int:
+  """Run a command, print its usage error, if any, and return the exit status."""
+  try:
+    return app(arguments, prog_name='uadjax', standalone_mode=False) or 0
   except typer.TyperException as error:
     context = getattr(error, 'ctx', None)
     as_json = '--json' in arguments  # After a parse error there are no parsed options.

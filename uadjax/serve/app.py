@@ -37,8 +37,8 @@ def build_app(
 
   Args:
     settings: validated settings of the service.
-    stop: function that stops the server; it is called when a model cannot be opened, after the
-      error was stored in `app.state.service.failure`.
+    stop: function that stops the server; it is called when a model cannot be opened or `on_ready`
+      raises an OSError, after the error was stored in `app.state.service.failure`.
     on_ready: function to call once all models are open.
   """
   service = Service(settings)
@@ -50,11 +50,9 @@ def build_app(
     def report_opening(task: asyncio.Task[None]) -> None:
       if task.cancelled():
         return
-      if task.exception():
-        service.failure = task.exception()
+      service.failure = task.exception() or _failure_of(on_ready)
+      if service.failure:
         stop()
-      else:
-        on_ready()
 
     opening_task.add_done_callback(report_opening)
     yield
@@ -78,6 +76,15 @@ def build_app(
   _add_page_routes(app)
   app.include_router(protocol.make_router(service))
   return app
+
+
+def _failure_of(function: Callable[[], object]) -> OSError | None:
+  """Call a function that prints; return the error if its output cannot be written."""
+  try:
+    function()
+  except OSError as error:
+    return error
+  return None
 
 
 def _add_middleware(app: fastapi.FastAPI, service: Service) -> None:

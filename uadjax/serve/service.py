@@ -35,7 +35,7 @@ class Service:
     models: open models by name.
     batchers: batchers by name of the model.
     is_open: whether every model was opened and tested.
-    failure: error that kept a model from opening, or None.
+    failure: error because of which the service stops, such as that of opening a model, or None.
     part_verdicts: label and number of images by model and part, for the last _MAX_PARTS parts.
     executor: threads for blocking functions.
     parse_executor: threads for the parsing of bodies. There are few of them, since they share the
