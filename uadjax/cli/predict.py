@@ -71,7 +71,7 @@ def predict_images(
   # Closing the generator finishes the files that are being saved before the summary is printed.
   with contextlib.closing(_save_results(results, folder, not options.no_pictures)) as saved_results:
     summary = _print_results(saved_results, len(sizes), folder, options)
-  counts, worst, verdicts = summary
+  counts, _, verdicts = summary
   if folder and options.part_pattern:
     files.write_csv(folder / 'parts.csv', verdicts.table())
   if options.as_json:
@@ -79,14 +79,7 @@ def predict_images(
       console.print_json(row)
   else:
     rate = counts.total() / (time.perf_counter() - start)
-    if worst and counts.total() > _NUM_WORST:
-      num_not_ok = counts['NG'] + counts['review']
-      console.print_line(f'Worst first, {len(worst)} of {num_not_ok} images that are not OK:')
-      for result in worst:
-        console.print_line(result_text.verdict_line(result))
-    for row in verdicts.rows():
-      console.print_line(result_text.part_line(row))
-    _print_counts(counts, verdicts)
+    _print_summary(summary)
     console.print_line(f'{rate:.1f} images/s; {_describe(pipeline.model.model.thresholds)}.')
     if folder:
       console.print_line(f'Results: {runtime.to_printable(str(folder))}')
@@ -216,6 +209,19 @@ def _print_counts(counts: collections.Counter[str], verdicts: parts.PartVerdicts
   """Print the number of images by label, or that of parts if there are any."""
   table = (verdicts.counts, 'parts') if verdicts.labels else (counts, 'images')
   console.print_line(result_text.summary_table(*table))
+
+
+def _print_summary(summary: _Summary) -> None:
+  """Print the worst results, if there are many images, the verdicts on parts, and the counts."""
+  counts, worst, verdicts = summary
+  if worst and counts.total() > _NUM_WORST:
+    num_not_ok = counts['NG'] + counts['review']
+    console.print_line(f'Worst first, {len(worst)} of {num_not_ok} images that are not OK:')
+    for result in worst:
+      console.print_line(result_text.verdict_line(result))
+  for row in verdicts.rows():
+    console.print_line(result_text.part_line(row))
+  _print_counts(counts, verdicts)
 
 
 def _print_results(

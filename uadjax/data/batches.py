@@ -93,11 +93,7 @@ def _batch_stream(
   host_index, num_hosts = host
   if not records:
     raise DataError('The dataset has no images to read.')
-  if batch_size < 1 or batch_size % num_hosts or not 0 <= host_index < num_hosts:
-    raise ConfigError(
-      f'A batch of {batch_size} cannot be shared by {num_hosts} hosts (this is host {host_index});'
-      f' use a positive multiple of {num_hosts}.'
-    )
+  _require_shares(batch_size, host_index, num_hosts)
   tf, rows = tensorflow.import_tensorflow(), batch_size // num_hosts
   shape = (cache.ops.height, cache.ops.width, 3)
   blank, failures = np.zeros(shape, np.uint8), []
@@ -133,6 +129,14 @@ def _batch_stream(
   batches = generate()
   _open_streams.add(batches)
   return batches
+
+
+def _require_shares(batch_size: int, host_index: int, num_hosts: int) -> None:
+  if batch_size < 1 or batch_size % num_hosts or not 0 <= host_index < num_hosts:
+    raise ConfigError(
+      f'A batch of {batch_size} cannot be shared by {num_hosts} hosts (this is host {host_index});'
+      f' use a positive multiple of {num_hosts}.'
+    )
 
 
 @atexit.register

@@ -177,19 +177,8 @@ def write_report(
   """
   if part_pattern:
     parts.compile_pattern(part_pattern, parts.EVALUATE_KEY)
-  if report_path.suffix not in ('.html', '.htm') or report_path.is_dir():
-    raise ConfigError(
-      f'The report must be a .html or .htm file, got {report_path}; use for example '
-      f'{report_path / "report.html"}.'
-    )
-  if reason := files.unwritable_reason(report_path.parent):
-    raise ConfigError(f'Cannot write {report_path} ({reason}); name another file.')
   json_path, is_replaced = report_path.with_suffix('.json'), report_path.exists()
-  if json_path.exists() and not is_replaced:
-    raise ConfigError(
-      f'{json_path} already exists and does not belong to a report; use another file name than '
-      f'{report_path}.'
-    )
+  _require_report_path(report_path, json_path)
   model = model_dirs.load(model_dir)
   values = {'data.root': str(dataset), 'data.category': category, 'data.layout': 'auto'}
   values |= {'device': device, 'check.enforce': False, 'evaluate.save_pictures': 0}
@@ -200,6 +189,22 @@ def write_report(
   if is_replaced:
     logging.LOG.info('Replaced the existing %s and %s.', report_path, json_path.name)
   return {'warnings': result['warnings'], **result['metrics']}
+
+
+def _require_report_path(report_path: Path, json_path: Path) -> None:
+  """Raise a ConfigError unless both files of a report can be written."""
+  if report_path.suffix not in ('.html', '.htm') or report_path.is_dir():
+    raise ConfigError(
+      f'The report must be a .html or .htm file, got {report_path}; use for example '
+      f'{report_path / "report.html"}.'
+    )
+  if reason := files.unwritable_reason(report_path.parent):
+    raise ConfigError(f'Cannot write {report_path} ({reason}); name another file.')
+  if json_path.exists() and not report_path.exists():
+    raise ConfigError(
+      f'{json_path} already exists and does not belong to a report; use another file name than '
+      f'{report_path}.'
+    )
 
 
 def _log_result(

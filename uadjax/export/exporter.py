@@ -1,6 +1,6 @@
 """Export of models to other runtimes, with verification before the file is put in place."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import importlib.util
 from pathlib import Path
 import shutil
@@ -116,16 +116,7 @@ def export(
     DataError: `image_folder` has no images.
     ExportError: the format cannot hold the model, or results differ. Then no file is written.
   """
-  values = {'format': format, 'batch': batch, 'quantize': quantize}
-  try:
-    options = configs.replace(ExportSettings(), values)
-  except UserError as error:
-    error.key = f'export.{error.key}'
-    raise
-  options.validate()
-  missing = [name for name in _REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
-  if options.format == 'onnx' and missing:
-    raise ConfigError(f'Exporting to onnx needs {missing[0]}: {text.install_command("export")}.')
+  options = _make_settings({'format': format, 'batch': batch, 'quantize': quantize})
   name = '.'.join(filter(None, ('model', options.quantize, options.format)))
   output = output or model.directory / name
   _require_exportable(model, options.format, output)
@@ -143,18 +134,34 @@ def export(
     if evaluation_images:
       quantized = quantization.quantize(options.quantize, path, batch, evaluation_images)
       check = {'quantized': quantized.to_dict()}
-    metadata = {
-      'format': options.format,
-      **file_info,
-      **graph_hash.compute(path, file_info.get('external_data')),
-      'input': {'name': runtimes.INPUT_NAME, 'type': 'uint8', 'shape': list(graph.input_shape)},
-      'outputs': list(runtimes.OUTPUT_NAMES),
-      **graph.metadata,
-      **check,
-    }
+    hashes = graph_hash.compute(path, file_info.get('external_data'))
+    description = {'format': options.format, **file_info, **hashes, **_describe_signature(graph)}
+    metadata = {**description, **graph.metadata, **check}
     files.write_json(path.with_name(f'{output.name}.json'), metadata)
     num_bytes = _move_into_place(path.parent, output)
   return ExportResult(output, num_bytes, metadata, agreement, quantized)
+
+
+def _make_settings(values: Mapping[str, object]) -> ExportSettings:
+  """Return valid settings for whose format all packages are installed."""
+  try:
+    options = configs.replace(ExportSettings(), values)
+  except UserError as error:
+    error.key = f'export.{error.key}'
+    raise
+  options.validate()
+  missing = [name for name in _REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
+  if options.format == 'onnx' and missing:
+    raise ConfigError(f'Exporting to onnx needs {missing[0]}: {text.install_command("export")}.')
+  return options
+
+
+def _describe_signature(graph: graphs.Graph) -> runtimes.Metadata:
+  shape = list(graph.input_shape)
+  return {
+    'input': {'name': runtimes.INPUT_NAME, 'type': 'uint8', 'shape': shape},
+    'outputs': list(runtimes.OUTPUT_NAMES),
+  }
 
 
 def _require_exportable(model: model_dir.Model, format: str, output: Path) -> None:

@@ -57,13 +57,8 @@ def create_model(
     ConfigError: the model is of another detector, the device does not exist, a threshold is not a
       number, or the review threshold is above the image threshold.
   """
-  if backend not in BACKENDS:
-    raise UnknownName(f'Unknown backend {backend!r}; choose from {BACKENDS}.')
   device = 'auto' if device is None else device
-  if backend != _JAX and str(device).partition(':')[0] not in ('auto', 'cpu'):
-    raise ConfigError(f"{backend} computes on the CPU; omit device={device!r}, or use 'jax'.")
-  if backend != _JAX and shard_model:
-    raise ConfigError(f"{backend} cannot shard a model; use 'jax' with shard_model.")
+  _require_supported(backend, device, shard_model)
   devices = meshes.local_devices(meshes.select_devices(device))
   name, directory = _resolve_model(str(model_name), model_dir and str(model_dir))
   info = model_dirs.read_info(directory)
@@ -81,6 +76,16 @@ def create_model(
   else:
     opened = _open_graph(info, backend, devices)
   return opened._replace(model=info._replace(thresholds=thresholds), access=access)
+
+
+def _require_supported(backend: str, device: str, shard_model: bool) -> None:
+  """Raise an error if there is no such backend, or if it does not support the options."""
+  if backend not in BACKENDS:
+    raise UnknownName(f'Unknown backend {backend!r}; choose from {BACKENDS}.')
+  if backend != _JAX and str(device).partition(':')[0] not in ('auto', 'cpu'):
+    raise ConfigError(f"{backend} computes on the CPU; omit device={device!r}, or use 'jax'.")
+  if backend != _JAX and shard_model:
+    raise ConfigError(f"{backend} cannot shard a model; use 'jax' with shard_model.")
 
 
 def _open_in_jax(

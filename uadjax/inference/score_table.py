@@ -99,25 +99,13 @@ def score_images(
     raise UnknownName(f'Unknown table format {table.format!r}; choose from {table_shards.FORMATS}.')
   # Raises an error if there is nothing to read.
   sources = inputs.expand(input, table.folder, warn=False)
-  shard_hashes = _shard_hashes(sources, table)
+  pending_hashes = _shard_hashes(sources, table)
   _prepare_table(table, predictor.model)
-  counts, previous_counts = collections.Counter[str](), collections.Counter[str]()
+  counts = collections.Counter[str]()
   part_verdicts = parts.PartVerdicts(table.part_pattern)
   with table_shards.open_shard(table.folder, table.shard) as shard_file:
     table_shards.take_over(table.folder, table.format, table.shard)
-    pending_hashes, num_unrelated = set(shard_hashes), 0
-    for path, label in table_shards.scored_paths(table.folder):
-      if (path_hash := _path_hash(path)) in pending_hashes:
-        pending_hashes.remove(path_hash)
-        previous_counts[label or UNREADABLE] += 1
-        part_verdicts.add_image(path, label)
-      else:
-        num_unrelated += 1
-    if num_unrelated and shard_hashes and not previous_counts:
-      logging.LOG.warning(
-        'None of these images are in %s (%d others are). Are paths spelled as in earlier runs?',
-        table.folder, num_unrelated,
-      )  # fmt: skip
+    previous_counts = _remove_scored(table, pending_hashes, part_verdicts)
     total = len(pending_hashes)
     pending_images = _pending(inputs.expand(input, table.folder), pending_hashes)
     results = predictor.predict_sources(pending_images, batch_size, strict)
@@ -132,6 +120,26 @@ def score_images(
     if table.part_pattern:
       _write_parts(table, part_verdicts)
   return TableSummary(counts, previous_counts, part_verdicts)
+
+
+def _remove_scored(
+  table: Table, pending_hashes: set[bytes], part_verdicts: parts.PartVerdicts
+) -> collections.Counter[str]:
+  """Remove the hashes of images in the table, count them by label, and add them to their parts."""
+  counts, num_pending, num_unrelated = collections.Counter[str](), len(pending_hashes), 0
+  for path, label in table_shards.scored_paths(table.folder):
+    if (path_hash := _path_hash(path)) in pending_hashes:
+      pending_hashes.remove(path_hash)
+      counts[label or UNREADABLE] += 1
+      part_verdicts.add_image(path, label)
+    else:
+      num_unrelated += 1
+  if num_unrelated and num_pending and not counts:
+    logging.LOG.warning(
+      'None of these images are in %s (%d others are). Are paths spelled as in earlier runs?',
+      table.folder, num_unrelated,
+    )  # fmt: skip
+  return counts
 
 
 def _shard_hashes(sources: Iterator[inputs.Source], table: Table) -> set[bytes]:

@@ -141,24 +141,28 @@ def run_sweep(
       finished, pending = futures.wait(pending, _LOG_INTERVAL_S, futures.FIRST_COMPLETED)
       yield from (outcome.result() for outcome in finished)
       if not finished:
-        num_running = sum(process.returncode is None for process in processes)
-        num_queued = len(pending) - num_running
-        logging.LOG.info('%d runs in progress, %d queued.', num_running, num_queued)
+        running = sum(process.returncode is None for process in processes)
+        logging.LOG.info('%d runs in progress, %d queued.', running, len(pending) - running)
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
     with lock:
       stop_event.set()
       processes_to_stop = [process for process in processes if process.poll() is None]
-    if processes_to_stop:
-      logging.LOG.info('Stopping %d runs.', len(processes_to_stop))
-    for process in processes_to_stop:
-      process.terminate()
-    for process in processes_to_stop:
-      try:
-        process.wait(_STOP_TIMEOUT_S)
-      except subprocess.TimeoutExpired:
-        process.kill()
+    _stop_processes(processes_to_stop)
     pool.shutdown()
+
+
+def _stop_processes(processes: Sequence['subprocess.Popen[bytes]']) -> None:
+  """Terminate processes, and kill those that do not end in time."""
+  if processes:
+    logging.LOG.info('Stopping %d runs.', len(processes))
+  for process in processes:
+    process.terminate()
+  for process in processes:
+    try:
+      process.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+      process.kill()
 
 
 def _execute_run(

@@ -154,9 +154,39 @@ def make_sample(
       line for each.
   """
   canvas = np.zeros(image_io.image_size(image), np.min_scalar_type(len(entries) + 1))
-  remarks, problems = [*remarks], []
+  visible, image_labels, new_remarks = _paint_entries(entries, read, canvas)
+  remarks = [*remarks, *new_remarks]
+  remarks += [Remark(shape.remark, location) for shape, location in visible if shape.remark]
+  defects = {shape.label for shape, _ in visible}
+  if not defects and (defects := _image_defects(image_labels)):
+    canvas[:] = 1
+    remarks.append(Remark(_WHOLE_IMAGE, name))
+  _require_no_contradiction(name, image_labels, defects)
+  if not defects and not image_labels:
+    _require_no_defect_folder(name)
+  held_out = held_out or any(map(_is_in_held_out_folder, (name, label_name)))
+  if held_out and not defects:
+    remarks.append(Remark(_HELD_OUT, name))
+  defect = 'combined' if len(defects) > 1 else next(iter(defects), GOOD)
+  return Sample(name, image, defect, _encode(canvas), held_out, remarks)
+
+
+def _paint_entries(
+  entries: Sequence[tuple[str, Item]],
+  read: Callable[[Item], Shape | None] | None,
+  canvas: UInt[np.ndarray, 'h w'],
+) -> tuple[list[tuple[Shape, str]], list[str], list[Remark]]:
+  """Paint the shapes of labels, each with the number of its entry from 1.
+
+  Returns:
+    The shapes that remain visible, without patches, with their locations; the labels of the whole
+    image; remarks.
+
+  Raises:
+    DataError: entries are invalid; the message has a line for each.
+  """
   painted: dict[int, tuple[Shape, str]] = {}
-  image_labels: list[str] = []
+  image_labels, remarks, problems = list[str](), list[Remark](), list[str]()
   for layer, (location, entry) in enumerate(entries, 1):
     try:
       shape = read(entry) if read else None
@@ -173,19 +203,7 @@ def make_sample(
   if problems:
     raise DataError('\n'.join(problems))
   visible = [painted[layer] for layer in np.unique(canvas[canvas > 0]).tolist()]
-  remarks += [Remark(shape.remark, location) for shape, location in visible if shape.remark]
-  defects = {shape.label for shape, _ in visible}
-  if not defects and (defects := _image_defects(image_labels)):
-    canvas[:] = 1
-    remarks.append(Remark(_WHOLE_IMAGE, name))
-  _require_no_contradiction(name, image_labels, defects)
-  if not defects and not image_labels:
-    _require_no_defect_folder(name)
-  held_out = held_out or any(map(_is_in_held_out_folder, (name, label_name)))
-  if held_out and not defects:
-    remarks.append(Remark(_HELD_OUT, name))
-  defect = 'combined' if len(defects) > 1 else next(iter(defects), GOOD)
-  return Sample(name, image, defect, _encode(canvas), held_out, remarks)
+  return visible, image_labels, remarks
 
 
 def _paint(shape: Shape, canvas: UInt[np.ndarray, 'h w'], layer: int) -> None:

@@ -26,6 +26,7 @@ TEXTURES, OBJECTS = ('fabric', 'steel', 'wood'), ('board', 'disc')
 CATEGORIES = tuple(sorted(rendering.PRODUCTS))
 VERSION = 2  # Version of the rendered images; increase it when they change.
 
+_Job = tuple[str, str, str, int]  # Category, split, defect and number of an image.
 _CATEGORY_GROUPS = {'all': CATEGORIES, 'textures': TEXTURES, 'objects': OBJECTS}
 _MIN_SIZE = 16  # Pixels; at this size, a washer's ring is four pixels wide.
 # Strategy Z_RLE of zlib: noise has no long repeats, so the files are as small as with other
@@ -78,36 +79,44 @@ def write_dataset(
   _require_names('defect', defects, _ALL_DEFECTS)
   if size < _MIN_SIZE:
     raise ConfigError(f'Demo images cannot be {size} pixels wide; at least {_MIN_SIZE} are needed.')
-  num_images = {('train', GOOD): train, ('test', GOOD): test_good}
-  num_images |= {('test', defect): test_defect for defect in defects}
-  jobs = [
-    (category, split, defect, number)
-    for category, (split, defect) in itertools.product(categories, num_images)
-    if defect in (GOOD, *defect_names(category))
-    for number in range(num_images[split, defect])
-  ]
-  pixel_bytes = 3 * size**2  # Of an image without compression.
-  files.announce_size('the demo dataset', Path(directory), pixel_bytes * len(jobs))
+  jobs = _list_jobs(categories, defects, train, test_good, test_defect)
+  # The size is that of pixels without compression.
+  files.announce_size('the demo dataset', Path(directory), 3 * size**2 * len(jobs))
   with contextlib.ExitStack() as stack:
     folders = {
       name: stack.enter_context(files.atomic_directory(Path(directory) / name))
       for name in categories
     }
-
-    def write_image(job: tuple[str, str, str, int]) -> None:
-      category, split, defect, number = job
-      image = rendering.render_image(*job, seed, size)
-      folder = folders[category]
-      _save_image(image.pixels, folder / split / defect / f'{number:03d}.png')
-      if defect != GOOD:
-        mask = image.mask[..., None].astype(np.uint8) * 255
-        _save_image(mask, folder / 'ground_truth' / defect / f'{number:03d}_mask.png')
-
     # Threads use all cores, because NumPy releases the GIL.
     pool = stack.enter_context(threads.thread_pool(threads.num_cores(), 'demo'))
-    for _ in progress(pool.map(write_image, jobs), len(jobs), 'Drawing'):
+    written = pool.map(lambda job: _write_image(folders[job[0]], job, seed, size), jobs)
+    for _ in progress(written, len(jobs), 'Drawing'):
       pass
   return Path(directory)
+
+
+def _list_jobs(
+  categories: Sequence[str], defects: Sequence[str], train: int, test_good: int, test_defect: int
+) -> list[_Job]:
+  """Return the images to render; see `write_dataset` for the arguments."""
+  num_images = {('train', GOOD): train, ('test', GOOD): test_good}
+  num_images |= {('test', defect): test_defect for defect in defects}
+  return [
+    (category, split, defect, number)
+    for category, (split, defect) in itertools.product(categories, num_images)
+    if defect in (GOOD, *defect_names(category))
+    for number in range(num_images[split, defect])
+  ]
+
+
+def _write_image(folder: Path, job: _Job, seed: int, size: int) -> None:
+  """Render an image into the folder of its category, with its mask if it has a defect."""
+  _, split, defect, number = job
+  image = rendering.render_image(*job, seed, size)
+  _save_image(image.pixels, folder / split / defect / f'{number:03d}.png')
+  if defect != GOOD:
+    mask = image.mask[..., None].astype(np.uint8) * 255
+    _save_image(mask, folder / 'ground_truth' / defect / f'{number:03d}_mask.png')
 
 
 def cached_dataset(category: str = DEFAULT_CATEGORY, progress: Progress = no_progress) -> Path:

@@ -30,17 +30,6 @@ def build(
   Numbers that are not finite become the texts Infinity, -Infinity and NaN.
   """
   thresholds = curve_data.thresholds
-  names = provenance.relative_paths([record.path for record in records])
-  image_columns = {
-    'path': names,
-    'defect': curve_data.defects,
-    'score': curve_data.scores.tolist(),
-    'label': curves.image_labels(curve_data),
-    'warnings': curve_data.warnings,
-  }
-  if curve_data.parts:
-    image_columns['part'] = curve_data.parts
-  locations = curve_data.locations or [{}] * len(records)
   held_out = curve_data.calibration_scores
   held_out = np.zeros(0) if held_out is None else held_out
   scores = np.concatenate([curve_data.scores, held_out]).astype(np.float64)
@@ -60,10 +49,7 @@ def build(
       'description': str(thresholds),
     },
     'defect_types': [{'name': name, 'good': name == 'good'} for name in defect_types],
-    'images': [
-      {**dict(zip(image_columns, row, strict=True)), **location}
-      for *row, location in zip(*image_columns.values(), locations, strict=True)
-    ],
+    'images': _describe_images(curve_data, records),
     'held_out': held_out.tolist(),
     'axis': {'edges': edges.tolist(), 'log': is_log},
     'curves': _curve_panels(curve_data),
@@ -74,6 +60,26 @@ def build(
     'provenance': provenance_info,
   }
   return {key: _to_plain(value) for key, value in report_data.items()}
+
+
+def _describe_images(
+  curve_data: curves.CurveData, records: Sequence[Record]
+) -> list[dict[str, object]]:
+  """Return path, defect, score, label, warnings, part and location of each test image."""
+  columns = {
+    'path': provenance.relative_paths([record.path for record in records]),
+    'defect': curve_data.defects,
+    'score': curve_data.scores.tolist(),
+    'label': curves.image_labels(curve_data),
+    'warnings': curve_data.warnings,
+  }
+  if curve_data.parts:
+    columns['part'] = curve_data.parts
+  locations = curve_data.locations or [{}] * len(records)
+  return [
+    {**dict(zip(columns, row, strict=True)), **location}
+    for *row, location in zip(*columns.values(), locations, strict=True)
+  ]
 
 
 def _curve_panels(curve_data: curves.CurveData) -> dict[str, object]:
