@@ -17,7 +17,6 @@ difference of a test score from the score on one device with the same seed. For 
 by gradient descent it shows how far rounding was amplified.
 """
 
-import argparse
 from collections.abc import Sequence
 import csv
 import os
@@ -69,22 +68,16 @@ def max_relative_difference(
 
 def main() -> None:
   """Make the missing runs, then print the table."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  for flag in ('--root', '--category', '--weights', '--configs'):
-    parser.add_argument(flag, required=True)
+  parser = subprocess_runs.run_parser(__doc__)
+  parser.add_argument('--configs', required=True)
   parser.add_argument('--devices', default='1,2,8', help='numbers of devices; the first must be 1')
-  parser.add_argument(
-    '--seeds', type=int, default=3, help=f'number of seeds, from {subprocess_runs.FIRST_SEED} on'
-  )
+  subprocess_runs.add_seeds(parser)
   parser.add_argument('--workdir', type=Path, default=Path('runs/devices'))
   parser.add_argument('overrides', nargs='*', help='after --: flags for every run')
   flags = parser.parse_args()
   configs, device_counts = flags.configs.split(','), [int(n) for n in flags.devices.split(',')]
-  seeds = range(subprocess_runs.FIRST_SEED, subprocess_runs.FIRST_SEED + flags.seeds)
   for config in configs:
-    for seed in seeds:
+    for seed in flags.seeds:
       for num_devices in device_counts:
         workdir = run_folder(flags.workdir, config, num_devices, seed)
         if results.load_summary(workdir) is None:
@@ -96,9 +89,9 @@ def main() -> None:
           print(workdir, *results.format_cells([results.load_summary(workdir) or {}]), flush=True)
   rows = []
   for config in configs:
-    single_device_folders = [run_folder(flags.workdir, config, 1, seed) for seed in seeds]
+    single_device_folders = [run_folder(flags.workdir, config, 1, seed) for seed in flags.seeds]
     for num_devices in device_counts:
-      run_folders = [run_folder(flags.workdir, config, num_devices, seed) for seed in seeds]
+      run_folders = [run_folder(flags.workdir, config, num_devices, seed) for seed in flags.seeds]
       summaries = [summary for folder in run_folders if (summary := results.load_summary(folder))]
       cells = [
         tables.format_cell(
@@ -120,7 +113,7 @@ def main() -> None:
     *(title for title, _, _ in _METRIC_COLUMNS.values()),
     'max difference',
   ]
-  notes = f'{flags.seeds} seeds; {subprocess_runs.describe_machine()}.'
+  notes = f'{len(flags.seeds)} seeds; {subprocess_runs.describe_machine()}.'
   text = f'{tables.markdown_table(titles, rows)}\n\n{notes}\n'
   (flags.workdir / 'table.md').write_text(text)
   print(text)

@@ -184,7 +184,7 @@ def _count_all(
           (
             sweep.config_label(config),
             all_label,
-            flags.seeds,
+            len(flags.seeds),
             budget,
             sum_over_categories(detector_counts),
           )
@@ -201,9 +201,7 @@ def main() -> None:
   parser.add_argument('--weights', required=True)
   parser.add_argument('--config', action='append', help='may be repeated; default PaDiM')
   parser.add_argument('--categories', default='all', help='names; or all, textures, objects')
-  parser.add_argument(
-    '--seeds', type=int, default=3, help=f'number of seeds, from {subprocess_runs.FIRST_SEED} on'
-  )
+  subprocess_runs.add_seeds(parser)
   parser.add_argument('--workdir', type=Path, default=Path('runs/false_alarms'))
   parser.add_argument('--budgets', default='0.01,0.05,0.1,0.2', help='shares of good images')
   parser.add_argument('--review_budget', type=float, default=0.05, help='at least the budget')
@@ -216,8 +214,7 @@ def main() -> None:
   categories = [
     name for group in flags.categories.split(',') for name in layouts.expand(flags.root, group)
   ]
-  seeds = range(subprocess_runs.FIRST_SEED, subprocess_runs.FIRST_SEED + flags.seeds)
-  runs = sweep.plan_runs(flags.config, categories, seeds)
+  runs = sweep.plan_runs(flags.config, categories, flags.seeds)
   data_flags = [f'--config.data.root={flags.root}', f'--config.backbone.weights={flags.weights}']
   overrides = [*data_flags, *flags.overrides]
   if not flags.table_only:

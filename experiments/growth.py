@@ -173,11 +173,7 @@ def draw(fits: Sequence[FitRecord], path: Path) -> None:
 
 def main() -> None:
   """Make the missing fits, then print the tables and draw the plot."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  for flag in ('--root', '--category', '--weights'):
-    parser.add_argument(flag, required=True)
+  parser = subprocess_runs.run_parser(__doc__)
   parser.add_argument(
     '--images',
     type=lambda text: [int(n) for n in text.split(',')],

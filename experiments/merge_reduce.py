@@ -82,24 +82,17 @@ def differences(pairs: Sequence[Sequence[results.RunSummary]]) -> list[str]:
 
 def main() -> None:
   """Make the missing runs, then print the table."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  for flag in ('--root', '--category', '--weights'):
-    parser.add_argument(flag, required=True)
-  parser.add_argument(
-    '--seeds', type=int, default=3, help=f'number of seeds, from {subprocess_runs.FIRST_SEED} on'
-  )
+  parser = subprocess_runs.run_parser(__doc__)
+  subprocess_runs.add_seeds(parser)
   parser.add_argument('--share', type=float, default=0.25)
   parser.add_argument('--workdir', type=Path, default=Path('runs/merge_reduce'))
   flags = parser.parse_args()
   images = len(layouts.load(flags.root, flags.category).train)
   byte_limits, batch = choose_byte_limits(images, flags.share)
-  seeds = range(subprocess_runs.FIRST_SEED, subprocess_runs.FIRST_SEED + flags.seeds)
-  pairs = [measure(flags, seed, byte_limits, batch) for seed in seeds]
+  pairs = [measure(flags, seed, byte_limits, batch) for seed in flags.seeds]
   rows = [
     [seed, variant, *format_columns(summary)]
-    for seed, pair in zip(seeds, pairs, strict=True)
+    for seed, pair in zip(flags.seeds, pairs, strict=True)
     for variant, summary in zip(byte_limits, pair, strict=True)
   ]
   rows.append(['median (range)', 'difference', *differences(pairs)])

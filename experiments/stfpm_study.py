@@ -147,24 +147,17 @@ def draw(rows: Rows, path: Path, title: str) -> None:
 
 def main() -> None:
   """Run the missing stages, print the table and draw the plot."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  for flag in ('--root', '--category', '--weights'):
-    parser.add_argument(flag, required=True)
+  parser = subprocess_runs.run_parser(__doc__)
   parser.add_argument('--variant', type=parse_variant, action='append', required=True)
   parser.add_argument('--steps', default='50,100,200')
-  parser.add_argument(
-    '--seeds', type=int, default=3, help=f'number of seeds, from {subprocess_runs.FIRST_SEED} on'
-  )
+  subprocess_runs.add_seeds(parser)
   parser.add_argument('--workdir', type=Path, default=Path('runs/stfpm_study'))
   parser.add_argument('overrides', nargs='*', help='after --: flags for every run')
   flags = parser.parse_args()
   variants: list[Variant] = flags.variant
   stage_steps = sorted(int(steps) for steps in flags.steps.split(','))
-  seeds = range(subprocess_runs.FIRST_SEED, subprocess_runs.FIRST_SEED + flags.seeds)
   summaries_by_cell: dict[tuple[str, int], dict[int, results.RunSummary]] = {}
-  for seed, variant in itertools.product(seeds, variants):
+  for seed, variant in itertools.product(flags.seeds, variants):
     run_flags = [
       *subprocess_runs.run_flags(flags.root, flags.category, flags.weights, seed),
       *flags.overrides,

@@ -1,5 +1,6 @@
 """Runs of uadjax in separate processes, and their results, for the other scripts."""
 
+import argparse
 from collections.abc import Sequence
 import os
 from pathlib import Path
@@ -85,6 +86,27 @@ def _sample_memory(pid: int, streams: Sequence[IO[bytes]]) -> process_memory.Mem
 def _read_text(stream: IO[bytes], size: int = -1) -> str:
   stream.seek(0)
   return stream.read(size).decode(errors='replace')
+
+
+def run_parser(description: str | None) -> argparse.ArgumentParser:
+  """Return a parser with the flags that name the dataset and the weights of every run."""
+  parser = argparse.ArgumentParser(
+    description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  for flag in ('--root', '--category', '--weights'):
+    parser.add_argument(flag, required=True)
+  return parser
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+  """Add --seeds, a number, whose parsed value is the range of the seeds."""
+  parser.add_argument(
+    '--seeds',
+    type=lambda text: range(FIRST_SEED, FIRST_SEED + int(text)),
+    default='3',
+    metavar='N',
+    help=f'number of seeds, from {FIRST_SEED} on; default 3',
+  )
 
 
 def run_flags(root: str, category: str, weights: str, seed: int = FIRST_SEED) -> list[str]:

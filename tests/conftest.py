@@ -54,6 +54,7 @@ from uadjax.distributed import mesh
 from uadjax.errors import UserError
 from uadjax.export import exporter
 from uadjax.model import model_dir
+from uadjax.numerics import coreset
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
@@ -177,6 +178,30 @@ def exported(trained, once, tmp_path_factory):
     return shutil.copytree(model, tmp_path_factory.mktemp('copy') / 'model')
 
   return directory
+
+
+@pytest.fixture(scope='module')
+def one_way_to_measure():
+  """Selections are compiled for their sizes; with one way to measure in half of the time.
+
+  All ways are tested in test_coreset.py.
+  """
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(coreset, '_SUBSET_SHARES', ())
+    yield
+
+
+@pytest.fixture(scope='session')
+def small_gpu_run(once) -> Path:
+  """The results of experiments/gpu.py on a CPU, at small sizes; to be read only."""
+  script = ROOT / 'experiments' / 'gpu.py'
+
+  def measure(place: Path) -> None:
+    command = [sys.executable, script, '--device=cpu', f'--out={place}', '--minutes=30']
+    completed = subprocess.run(command, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+
+  return once('small-gpu-run', measure)
 
 
 @pytest.fixture(scope='session')

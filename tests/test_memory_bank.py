@@ -24,6 +24,7 @@ H, W, D = 2, 2, 3
 PATCHES = H * W
 KEY = jax.random.key(5)
 BYTES_PER_POINT = coreset.bytes_per_point(D)
+pytestmark = pytest.mark.usefixtures('one_way_to_measure')
 
 
 @functools.partial(jax.jit, static_argnames='shards', donate_argnums=0)
@@ -31,17 +32,6 @@ def put(bank, x, valid, index, shards):
   specs = memory_bank.BANK_SPECS
   append = shards.shard_map(memory_bank.append, (specs, *[P('data')] * 3), specs)
   return append(bank, x, valid, index)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_way_to_measure():
-  """Every selection here is compiled for its sizes; with one way to measure in half of the time.
-
-  All ways are tested in test_coreset.py.
-  """
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(coreset, '_SUBSET_SHARES', ())
-    yield
 
 
 def plan(images, num_previous=0, ratio=0.1, rows=10**6, dim=0, **more):

@@ -19,17 +19,7 @@ SIZE = 32
 GRID = 8  # Patches along a side: those of layer1.
 NUM_FOLDS = capacity._NUM_FOLDS
 BACKBONE = backbones.build('resnet18', STAGES)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_way_to_measure():
-  """Every selection here is compiled for its sizes; with one way to measure in half of the time.
-
-  All ways are tested in test_coreset.py.
-  """
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(coreset, '_SUBSET_SHARES', ())
-    yield
+pytestmark = pytest.mark.usefixtures('one_way_to_measure')
 
 
 def images(n, seed=0):
