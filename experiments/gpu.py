@@ -31,7 +31,7 @@ import time
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from inference_speed import median_milliseconds
+import inference_speed
 import subprocess_runs
 
 from uadjax.data import demo
@@ -58,6 +58,7 @@ _LAST_LINES = 8  # Lines of output that an error contains.
 _SMALL_FLAGS = {
   'STFPM': ('--config.fit.steps=3', '--config.fit.batch_size=4'),
 }
+_LAWS, _SMALL_LAWS = 'tests', 'tests/test_resampling.py'
 
 
 class StepError(Exception):
@@ -177,7 +178,7 @@ def _nvidia_driver() -> str | None:
     return None
 
 
-def time_model(device: str, model_folder: str, image_folder: str) -> StepResult:
+def time_model(device: str, model_folder: str, image_folder: str, num_calls: str) -> StepResult:
   """Time batches of a model, and compare scores with the CPU's; runs in its own process.
 
   Returns:
@@ -198,6 +199,7 @@ def time_model(device: str, model_folder: str, image_folder: str) -> StepResult:
   (run,) = scorer.on_devices(model, [accelerator]).runs
   fitted = jax.device_put(model.fitted, accelerator)
   shape = model.ops.height, model.ops.width, 3
+  milliseconds = functools.partial(inference_speed.median_milliseconds, num_calls=int(num_calls))
   batches = {}
   for size in _BATCH_SIZES:
     images = np.random.default_rng(0).integers(0, 256, (size, *shape), np.uint8)
@@ -206,8 +208,8 @@ def time_model(device: str, model_folder: str, image_folder: str) -> StepResult:
     run(images)
     batches[size] = {
       'first_call_s': time.perf_counter() - start_time,
-      'call_ms': median_milliseconds(lambda images=images: run(images)),
-      'device_ms': median_milliseconds(
+      'call_ms': milliseconds(lambda images=images: run(images)),
+      'device_ms': milliseconds(
         lambda images=on_device: jax.block_until_ready(model.score(fitted, images))
       ),
     }
@@ -260,7 +262,7 @@ def fit(label: str, root: Path, options: Options, seconds: float) -> StepResult:
 
 
 def run_laws(options: Options, seconds: float) -> StepResult:
-  """Run the tests that are marked `accelerator`.
+  """Run the tests that are marked `accelerator`; those of one file at small sizes.
 
   Raises:
     StepError: there is no time left, or pytest could not run them. A law that fails is a result.
@@ -270,7 +272,8 @@ def run_laws(options: Options, seconds: float) -> StepResult:
   flags = ['-m', 'accelerator', '-v', '-W', 'default', '-p', 'no:cacheprovider', '--color=no']
   # The default format of reports lacks what tests record with `record_property`.
   flags += [f'--junitxml={report}', '-o', 'junit_family=xunit1']
-  command = [sys.executable, '-m', 'pytest', *flags, 'tests']
+  tests = _SMALL_LAWS if options.size == 'small' else _LAWS
+  command = [sys.executable, '-m', 'pytest', *flags, tests]
   report.unlink(missing_ok=True)
   with log.open('w') as file:
     try:
@@ -327,9 +330,10 @@ def all_steps(root: Path, options: Options) -> list[Step]:
     Step('environment', lambda s: measure('environment', [options.device], options, s)),
   ]
   images = root / options.category / 'test'
+  num_calls = 1 if options.size == 'small' else inference_speed.NUM_CALLS
   for label in _CONFIGS:
     model = options.out / label.replace(' ', '_') / 'model'
-    arguments = [options.device, str(model), str(images)]
+    arguments = [options.device, str(model), str(images), str(num_calls)]
     steps += [
       Step(f'fit {label}', lambda s, label=label: fit(label, root, options, s)),
       Step(f'speed {label}', lambda s, a=arguments: measure('speed', a, options, s)),
@@ -402,7 +406,10 @@ def _notes(record: StepResult, step_results: Mapping[str, StepResult]) -> list[s
     f'{record["dataset"]}; {record["weights"]}.',
   ]  # fmt: skip
   if record['size'] == 'small':
-    lines.append('Small images and few steps: this tests the script, and no figure means anything.')
+    text = (
+      'Small images, few steps and few laws: this tests the script, and no figure means anything.'
+    )
+    lines.append(text)
   if laws := step_results.get('laws'):
     counts = f'{laws["passed"]} passed, {len(laws["failed"])} failed, {laws["skipped"]} skipped'
     failures = [f'- {name}: {message}' for name, message in laws['failed'].items()]

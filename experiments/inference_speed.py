@@ -22,19 +22,19 @@ from typing import Any
 from uadjax.sweep import tables
 
 _BATCHES = 1, 8
-_CALLS = 20
+NUM_CALLS = 20
 _UADJAX_RUNTIMES = 'jax', 'onnxruntime', 'openvino'
 _ANOMALIB_RUNTIMES = 'torch', 'openvino'
 
 
-def median_milliseconds(call: Any) -> float:
-  """Return the median milliseconds of a call, after some calls to warm up."""
-  seconds = []
-  for _ in range(5 + _CALLS):
+def median_milliseconds(call: Any, num_calls: int = NUM_CALLS) -> float:
+  """Return the median milliseconds of a call, after a quarter as many calls to warm up."""
+  seconds, num_warm_up = [], num_calls // 4
+  for _ in range(num_warm_up + num_calls):
     start_time = time.perf_counter()
     call()
     seconds.append(time.perf_counter() - start_time)
-  return 1e3 * sorted(seconds[5:])[_CALLS // 2]
+  return 1e3 * sorted(seconds[num_warm_up:])[num_calls // 2]
 
 
 def time_uadjax(system: str, directory: Path) -> dict[int, float]:
@@ -185,7 +185,7 @@ def main() -> None:
   print(tables.markdown_table(['', 'runs on', *(f'batch {n}' for n in _BATCHES)], table))
   print(
     f'\nMilliseconds per call: median (range) over {flags.rounds} processes of the median of '
-    f'{_CALLS} calls. A matrix product reaches '
+    f'{NUM_CALLS} calls. A matrix product reaches '
     f'{tables.format_cell(tables.center_and_range(gflops), 0)} GFLOP/s. '
     f'{subprocess_runs.describe_machine()}.'
   )
