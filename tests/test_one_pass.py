@@ -3,8 +3,11 @@
 Letters: b batch, n images.
 """
 
+import functools
 import itertools
 import math
+from pathlib import Path
+import tempfile
 from typing import NamedTuple
 import weakref
 
@@ -289,9 +292,18 @@ def test_a_store_holds_views_only_where_all_images_fit(records, max_images):
   stored = [i for i, record in enumerate(records) if store.get([record]) is not None]
   assert stored == [*range(1, 1 + min(max_images, 9))]
   for i in stored:
-    embedding = store._embeddings[records[i].path]
-    np.testing.assert_array_equal(embedding, everything[i])
-    assert np.shares_memory(embedding, everything) == (max_images == 10)
+    np.testing.assert_array_equal(store.get([records[i]], 1), [everything[i], 0 * everything[i]])
+  assert len(store._views) == (9 if max_images == 10 else 0)
+  assert all(np.shares_memory(view, everything) for view in store._views.values())
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs a full disk')
+def test_what_a_full_disk_cannot_hold_is_not_stored(records, monkeypatch):
+  monkeypatch.setattr(tempfile, 'TemporaryFile', functools.partial(Path('/dev/full').open, 'w+b'))
+  store = EmbeddingStore([records[0].path], 1 << 20)
+  store.add([records[0].path], jnp.ones((1, *SHAPE)))
+  store.finish()
+  assert store.get(records[:1]) is None
 
 
 def test_images_of_an_earlier_run_are_scored_like_files(records, embeddings, tmp_path):

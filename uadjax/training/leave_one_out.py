@@ -103,6 +103,7 @@ def _score_rows(
     )
     yield from zip(rows.tolist(), scored, strict=True)
     del model, scored  # They may take gigabytes.
+    memory.release_free_memory()  # What follows needs arrays of other sizes.
 
 
 def _held_out_models(
