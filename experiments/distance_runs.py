@@ -114,7 +114,7 @@ def make_run(config: settings.Settings, parts: int, path: Path) -> None:
     test = scoring.score_records(
       lambda fitted, batch: model.score(fitted, batch.image), model.fitted,
       [*splits.test, *unseen_records], cache, config.evaluate.batch_size,
-      meshes.make_mesh(config.device, config.mesh.data, 0),
+      meshes.make_mesh(config.device, config.mesh.data, 0), config.detector.image_score,
     )  # fmt: skip
     images_by_name = {'held_out': _to_arrays(held_out), 'test': _to_arrays(test)}
   arrays = {

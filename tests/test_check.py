@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax.data import checks, image_io, layouts, prepare, problems
+from uadjax.data import checks, image_io, layouts, prepare, problems, transforms
 from uadjax.data.settings import DataSettings
 from uadjax.errors import ConfigError, DataError
 
@@ -456,3 +456,27 @@ def test_real_data_pass(shared: Path, category):
   assert report.problems == ()
   shares = [report.defective_fractions[r.mask] for r in report.splits.test if r.mask]
   assert 0 < min(shares) < max(shares) < 0.5
+
+
+def test_strong_reduction_and_small_defects_are_reported_with_the_setting_that_keeps_them(tmp_path):
+  """Four images of 24 x 24 and one of 48 x 24; defects of one pixel."""
+  mvtec(tmp_path)
+  image_files.write_noise(tmp_path / 'train/good/4.png', 99, shape=(2 * SIZE, SIZE, 3))
+
+  def summaries_with(text: str) -> dict[str, str]:
+    report = checks.check(tmp_path, ops=transforms.parse(text))
+    return {p.kind: p.message for p in report.problems if p.kind in KINDS}
+
+  reduced = summaries_with('resize(8)')
+  assert [*reduced] == KINDS
+  assert '1 of 10 images are reduced more than 4 times' in reduced['strong reduction']
+  assert '4.png: 6.0 times, from 48 x 24 to 8 x 8 pixels' in reduced['strong reduction']
+  assert 'of 3 of 3 images' in reduced['small defects']
+  for message in reduced.values():
+    assert 'fit_within(48)|tile(256, 32)' in message
+  assert [*summaries_with('tile(256, 32)')] == ['small defects']  # A pixel becomes 114 here.
+  assert not summaries_with('resize(512)')
+  assert not summaries_with('center_crop(30)')  # Which the smaller images do not allow.
+
+
+KINDS = ['strong reduction', 'small defects']

@@ -22,22 +22,31 @@ def firsts(names):
   return np.array([names.index(name) for name in names])
 
 
-@given(names=group_lists, num_folds=st.integers(1, 10), num_previous=st.integers(0, 30))
-def test_near_duplicates_have_ids_of_one_fold(names, num_folds, num_previous):
-  groups = firsts(names)
-  num_previous = min(num_previous, len(names))
+@given(
+  names=group_lists,
+  num_folds=st.integers(1, 10),
+  num_previous=st.integers(0, 30),
+  seed=st.integers(0, 99),
+)
+def test_near_duplicates_and_all_tiles_have_ids_of_one_fold(names, num_folds, num_previous, seed):
+  groups, num_previous = firsts(names), min(num_previous, len(names))
+  num_tiles = np.random.default_rng(seed).integers(1, 4, len(names)) if seed else len(names) * [1]
+  num_tiles = np.asarray(num_tiles)
   none = np.zeros(0, np.int32)
-  previous_ids = image_table.assign_image_ids(groups[:num_previous], num_folds, none)
-  ids = image_table.assign_image_ids(groups, num_folds, previous_ids)
+  previous_ids = image_table.assign_tile_ids(
+    groups[:num_previous], num_tiles[:num_previous], num_folds, none
+  )
+  ids = image_table.assign_tile_ids(groups, num_tiles, num_folds, previous_ids)
   assert ids.dtype == np.int32
-  assert len(set(ids.tolist())) == len(ids)
-  np.testing.assert_array_equal(ids[:num_previous], previous_ids)
-  fold_of_group = dict(zip(names, ids % num_folds, strict=True))
-  assert [fold_of_group[name] for name in names] == (ids % num_folds).tolist()
+  assert len(set(ids.tolist())) == len(ids) == num_tiles.sum()
+  np.testing.assert_array_equal(ids[: len(previous_ids)], previous_ids)
+  name_of_tile = np.repeat(names, num_tiles).tolist()
+  fold_of_group = dict(zip(name_of_tile, ids % num_folds, strict=True))
+  assert [fold_of_group[name] for name in name_of_tile] == (ids % num_folds).tolist()
   if not num_previous:
     # Folds are evenly filled.
     assert len(set(fold_of_group.values())) == min(num_folds, len(fold_of_group))
-  if len(fold_of_group) == len(names):
+  if len(fold_of_group) == len(ids):
     np.testing.assert_array_equal(ids, np.arange(len(names)))
 
 
@@ -52,8 +61,8 @@ def test_one_image_of_each_known_group_is_scored(names, num_folds, max_scored, s
   is_known = np.random.default_rng(seed).random(n) < 0.7
   is_known[-1] = True
   records = [Record(Path(str(i))) if is_known[i] else None for i in range(n)]
-  ids = image_table.assign_image_ids(groups, num_folds, np.zeros(0, np.int32))
-  rows = image_table.choose_scored(records, ids, groups, num_folds, max_scored)
+  ids = image_table.assign_tile_ids(groups, np.ones(n, int), num_folds, np.zeros(0, np.int32))
+  rows = image_table.choose_scored(records, ids % num_folds, groups, num_folds, max_scored)
   scored_groups = groups[rows].tolist()
   assert len(set(scored_groups)) == len(scored_groups)
   assert is_known[rows].all()
@@ -120,8 +129,7 @@ def test_near_duplicates_of_an_earlier_run_are_recognized(tmp_path, num_folds):
   table, learned = build(previous, [*copies, *write_images(tmp_path, 4, 1)], num_folds, 100)
   assert table.groups.tolist() == [*range(12), *range(5), *range(17, 21)]
   assert len(table.scored_rows) == 16
-  folds = table.image_ids % num_folds
-  np.testing.assert_array_equal(folds[12:17], folds[:5])
+  np.testing.assert_array_equal(table.folds[12:17], table.folds[:5])
   # Groups are stored as a whole where they must be removed from a model as a whole.
   assert len(learned.stored_rows) == (21 if num_folds == 1 else 16)
 
@@ -157,14 +165,15 @@ def test_the_pixels_of_earlier_images_are_read_from_the_state(tmp_path):
     record.path.unlink()
   cache = ImageCache(OPS, 0)
   table = image_table.build(previous, write_images(tmp_path, 2, 1), 1, 100, cache)
-  for record, pixels in zip(table.records[:3], previous.pixels, strict=True):
+  for record, pixels in zip(table.records[:3], previous.split_pixels(), strict=True):
     np.testing.assert_array_equal(cache.load(record.path), pixels)
 
 
 def test_a_group_of_several_folds_is_not_scored(tmp_path):
   """An image between two earlier images, which the model of neither fold lacks."""
   records = write_images(tmp_path, 4, 0)
-  groups, image_ids = np.array([0, 0, 2, 0]), np.array([0, 1, 2, 10])
-  rows = image_table.choose_scored(records, image_ids, groups, 10, 100)
+  groups, folds = np.array([0, 0, 2, 0]), np.array([0, 1, 2, 0])
+  rows = image_table.choose_scored(records, folds, groups, 10, 100)
   assert rows.tolist() == [2]
-  assert image_table.choose_scored(records, image_ids, groups, 1, 100).tolist() == [0, 2]
+  rows = image_table.choose_scored(records, np.zeros(4, int), groups, 1, 100)
+  assert rows.tolist() == [0, 2]

@@ -7,12 +7,14 @@ from uadjax.model import incremental_state
 ARRAYS = {'n': np.float32(5), 'mean': np.arange(6, dtype=np.float32).reshape(1, 2, 3)}
 RNG = np.random.default_rng(0)
 IMAGES = incremental_state.LearnedImages(
-  image_ids=np.array([0, 1, 4], np.int32),
+  num_tiles=np.array([1, 2, 1]),
+  tile_ids=np.array([0, 1, 4, 5], np.int32),
   groups=np.array([0, 0, 2]),
   fingerprints=RNG.random((3, 4), np.float32),
   export_keys=np.array([0, 7, 0]),
   stored_rows=np.array([0, 2]),
-  pixels=RNG.integers(0, 255, (2, 3, 5, 3), np.uint8),
+  sizes=np.array([[3, 5], [2, 4]]),
+  pixels=RNG.integers(0, 255, 3 * (3 * 5 + 2 * 4), np.uint8),
 )
 
 
@@ -95,7 +97,7 @@ def halved(path):
     lambda d: (d / 'mean.npy').write_bytes(b'PK\x03\x04harm'),
     lambda d: halved(d / 'mean.npy'),
     lambda d: pickled(d / 'mean.npy'),
-    lambda d: (d / 'images_image_ids.npy').unlink(),
+    lambda d: (d / 'images_tile_ids.npy').unlink(),
     lambda d: halved(d / 'images_pixels.npy'),
     lambda d: [path.unlink() for path in d.iterdir()],
   ],

@@ -120,7 +120,7 @@ def maps_of(records):
 def scored(records, config):
   mesh = meshes.make_mesh('cpu', 1, 0)
   cache = ImageCache(transforms.parse(config.data.ops), 0)
-  return labeled.score(dark, jnp.float32(255), records, config.data.mask, cache, 4, mesh)
+  return labeled.score(dark, jnp.float32(255), records, config.data.mask, cache, 4, mesh, 'max')
 
 
 def f1_above(threshold, values, truths):

@@ -211,7 +211,7 @@ def test_a_model_that_is_split_judges_the_same(name, trained, drawn):
     return model.score(fitted, batch.image)
 
   scored = scoring.score_records(
-    scorer, model.fitted, records, ImageCache(model.ops, 0), 3, mesh, model.fitted_specs
+    scorer, model.fitted, records, ImageCache(model.ops, 0), 3, mesh, 'max', model.fitted_specs
   )
   evaluated = predictor.open_on_mesh(model, mesh).predict(files, 3)
   for a, b, c in zip(scored, evaluated, single, strict=True):

@@ -19,6 +19,7 @@ import small_runs
 
 from uadjax.data import demo, image_io, layouts, transforms
 from uadjax.data.image_cache import ImageCache
+from uadjax.data.tiles import Tile
 from uadjax.detectors.base import Detector, Incremental, LeaveOneOut
 from uadjax.distributed import mesh as meshes
 from uadjax.model import incremental_state
@@ -191,7 +192,7 @@ def test_padding_has_no_image_id():
   batch = Batch(
     np.zeros((3, 1, 1, 3), np.uint8), np.array([True, True, False]), np.array([0, 1, -1], np.int32)
   )
-  numbered = one_pass.use_image_ids(batch, np.array([7, 9], np.int32))
+  numbered = one_pass.use_tile_ids(batch, np.array([7, 9], np.int32))
   np.testing.assert_array_equal(numbered.index, [7, 9, -1])
   assert numbered.index.dtype == np.int32
 
@@ -239,9 +240,9 @@ def test_every_image_is_scored_by_the_reference_of_its_fold(
 def test_stored_embeddings_are_not_computed_again(records, tmp_path, num_stored, devices):
   """Scores are the same with all, some or no embeddings; files need not be there any more."""
   size = 4 * math.prod(SHAPE)
-  store = EmbeddingStore([record.path for record in records], num_stored * size)
+  store = EmbeddingStore([Tile(record.path) for record in records], num_stored * size)
   fold(averaging(), records, tmp_path, devices=devices, store=store)
-  stored = [record for record in records if store.get([record]) is not None]
+  stored = [record for record in records if store.get([Tile(record.path)]) is not None]
   assert len(stored) == num_stored
   got = left_out(records, tmp_path, store=store, devices=devices)
   want = left_out(records, tmp_path, devices=devices)
@@ -287,12 +288,14 @@ def test_only_runs_with_a_large_state_drop_compiled_programs(monkeypatch):
 def test_a_store_holds_views_only_where_all_images_fit(records, max_images):
   """Copies of a few let the array of all be freed; views cost nothing."""
   everything = np.arange(120, dtype=np.float32).reshape(10, *SHAPE)
-  store = EmbeddingStore([r.path for r in records[1:]], max_images * everything[0].nbytes)
-  store.add_views([record.path for record in records], everything)
-  stored = [i for i, record in enumerate(records) if store.get([record]) is not None]
+  store = EmbeddingStore([Tile(r.path) for r in records[1:]], max_images * everything[0].nbytes)
+  store.add_views([Tile(record.path) for record in records], everything)
+  stored = [i for i, record in enumerate(records) if store.get([Tile(record.path)]) is not None]
   assert stored == [*range(1, 1 + min(max_images, 9))]
   for i in stored:
-    np.testing.assert_array_equal(store.get([records[i]], 1), [everything[i], 0 * everything[i]])
+    np.testing.assert_array_equal(
+      store.get([Tile(records[i].path)], 1), [everything[i], 0 * everything[i]]
+    )
   assert len(store._views) == (9 if max_images == 10 else 0)
   assert all(np.shares_memory(view, everything) for view in store._views.values())
 
@@ -300,10 +303,11 @@ def test_a_store_holds_views_only_where_all_images_fit(records, max_images):
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs a full disk')
 def test_what_a_full_disk_cannot_hold_is_not_stored(records, monkeypatch):
   monkeypatch.setattr(tempfile, 'TemporaryFile', functools.partial(Path('/dev/full').open, 'w+b'))
-  store = EmbeddingStore([records[0].path], 1 << 20)
-  store.add([records[0].path], jnp.ones((1, *SHAPE)))
+  tiles = [Tile(records[0].path)]
+  store = EmbeddingStore(tiles, 1 << 20)
+  store.add(tiles, jnp.ones((1, *SHAPE)))
   store.finish()
-  assert store.get(records[:1]) is None
+  assert store.get(tiles) is None
 
 
 def test_images_of_an_earlier_run_are_scored_like_files(records, embeddings, tmp_path):

@@ -26,7 +26,7 @@ def images(ops, seed, defects=DEFECTS):
 
 
 def collected(ops, added):
-  pixels = pixel_scores.empty(ops, len(SIZES))
+  pixels = pixel_scores.empty(ops, [Path()] * len(SIZES))
   for i, (map, values, visible, truth) in enumerate(added):
     pixel_scores.add_image(pixels, i, map, transforms.RestoredMap(values, visible), truth)
   return pixels
@@ -94,7 +94,7 @@ def test_pixels_outside_the_crop_do_not_count():
 
 def test_there_is_no_ranking_of_one_kind():
   ops = transforms.parse('resize(5)')
-  assert pixel_scores.ranking(pixel_scores.empty(ops, 0)) is None
+  assert pixel_scores.ranking(pixel_scores.empty(ops, [])) is None
   good = [*images(ops, 2, ('good',) * 4)]
   assert pixel_scores.ranking(collected(ops, good)) is None
   bad = [(map, values, visible, np.ones_like(truth)) for map, values, visible, truth in good]

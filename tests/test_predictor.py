@@ -22,6 +22,7 @@ from uadjax.errors import ConfigError, DataError
 from uadjax.inference import predictor
 from uadjax.model import calibration, model_dir
 from uadjax.system import threads
+from uadjax.training import settings
 from uadjax.types import Scores
 
 
@@ -254,7 +255,14 @@ class Stub:
     statistics = image_statistics.measure(np.zeros((4, 4, 3), np.uint8), (5, 5))
     training_range = image_statistics.StatisticsRange.from_statistics([statistics])
     info = model_dir.ModelInfo(
-      'Stub', None, transforms.parse('resize(4)'), limits, training_range, None, Path(), ''
+      'Stub',
+      settings.default_config('padim'),
+      transforms.parse('resize(4)'),
+      limits,
+      training_range,
+      None,
+      Path(),
+      '',
     )
     model = model_dir.Model(*info, (), jax.jit(means))
     self.predictor = predictor.open_on_devices(model, mesh.select_devices('cpu')[:2])

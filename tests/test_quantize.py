@@ -2,7 +2,6 @@
 
 import functools
 import json
-from pathlib import Path
 import shutil
 from typing import get_args
 
@@ -10,12 +9,13 @@ import numpy as np
 import onnx
 import onnx_ir
 import onnxruntime
+from PIL import Image
 import pytest
 import small_runs
 
 from uadjax import cli, config as configs, errors, main, types
 from uadjax.cli import options
-from uadjax.data import image_io, records as record_types
+from uadjax.data import image_io, records as record_types, transforms
 from uadjax.export import (
   cached_graph,
   exporter,
@@ -183,7 +183,7 @@ def test_the_exact_graph_is_used_and_a_replaced_file_is_refused(
 def test_labels_that_change_are_refused_and_nothing_is_left(padim, kind, tmp_path, monkeypatch):
   model = padim
   on = quantization_check.select_images(model, None, None)
-  images = np.stack([on.read_input(record.path) for record in (*on.good, *on.test)])
+  images = np.stack([on.read_tiles(record.path)[1][0] for record in (*on.good, *on.test)])
   threshold = 0.5 * float(np.asarray(model.score(model.fitted, images).image).min())
 
   def shifted(*arguments):
@@ -288,12 +288,13 @@ def test_a_fixed_batch_and_a_cameras_pixels(padim, lenient, tmp_path):
   assert run(np.zeros((3, 57, 75, 3), np.uint8)).map.shape == (3, 57, 75)
 
 
-def test_the_last_batch_is_filled_with_images(drawn):
-  def read(path):
-    return np.full((2, 2, 3), int(path.name), np.uint8)
-
-  records = [record_types.Record(Path(name)) for name in '12345']
-  chunks = [*quantization_check.read_batches(records, read, 3)]
+def test_the_last_batch_is_filled_with_images(padim, tmp_path):
+  records = [record_types.Record(tmp_path / f'{i}.png') for i in range(1, 6)]
+  for i, record in enumerate(records, 1):
+    Image.fromarray(np.full((2, 2, 3), i, np.uint8)).save(record.path)
+  ops = transforms.parse('resize(2)')
+  images = quantization_check.EvaluationImages(records, [], ops, 'max', padim.thresholds)
+  chunks = [*images.read_batches(records, 3)]
   assert [images[:, 0, 0, 0].tolist() for images in chunks] == [[1, 2, 3], [4, 5, 4]]
 
 

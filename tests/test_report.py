@@ -120,7 +120,7 @@ def decode(data):
 def test_a_picture_keeps_its_aspect_ratio_visible_box_and_smallest_defect(scene):
   record, anomaly_map = scene
   ops = transforms.parse('keep_ratio(32)|center_crop(24)')
-  [picture] = gallery.make_pictures([record], anomaly_map[None, :24, :24], [0], ops)
+  [picture] = gallery.make_pictures([record], [anomaly_map[:24, :24]], [0], ops)
   assert (picture.width, picture.height) == (512, 256)
   assert decode(picture.photo).shape == (256, 512, 3)
   truth = decode(picture.truth)

@@ -71,7 +71,7 @@ def test_leaving_an_image_out_equals_fitting_the_others(workdir):
     model.config, RunContext(model.ops.height, model.ops.width)
   )
   images, n = state.images, small_runs.TRAIN
-  batch = Batch(images.pixels, np.ones(n, bool), images.image_ids)
+  batch = Batch(np.stack(images.split_pixels()), np.ones(n, bool), images.tile_ids)
   embeddings = detector.leave_one_out.embed(model.fitted.backbone, batch)
   x = np.asarray(embeddings, np.float64)[:, 0, 0]
   scores = model_dir.load_calibration_scores(workdir / 'model').scores

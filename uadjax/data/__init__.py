@@ -8,7 +8,7 @@ The functions here take the `data` section of a configuration. `image_io` decode
 from collections.abc import Sequence
 import dataclasses
 
-from uadjax.data import checks, layouts, records
+from uadjax.data import checks, layouts, records, transforms
 from uadjax.data.settings import DataSettings
 from uadjax.system.progress import show_progress
 
@@ -49,7 +49,8 @@ def check_dataset(
   """
   config = _with_root(config)
   dataset = config.root, config.category, config.layout, config.mask
-  return checks.check(*dataset, min_images, show_progress, on_train_image, on_test_image)
+  ops = transforms.parse(config.ops)
+  return checks.check(*dataset, min_images, show_progress, on_train_image, on_test_image, ops)
 
 
 def expand(config: DataSettings) -> list[str]:

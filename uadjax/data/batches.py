@@ -1,11 +1,13 @@
-"""Batches of network images from records, with tf.data.
+"""Batches of network images from records, with tf.data: of whole images, or of their tiles.
 
-The order of images is a pure function of the position in the run: position p belongs to epoch
-p // n and takes image shuffle(p % n) of that epoch. Starting at a later step therefore costs
+The order of tiles is a pure function of the position in the run: position p belongs to epoch
+p // n and takes tile shuffle(p % n) of that epoch. Starting at a later step therefore costs
 nothing, a resumed run is bit-identical to an uninterrupted one, and each host reads only
 its share of every global batch.
 
-Letters: b batch, n images, h w network image.
+An image that is not tiled counts as one tile.
+
+Letters: b batch, n tiles, h w network image.
 """
 
 import atexit
@@ -19,6 +21,7 @@ import numpy as np
 
 from uadjax.data.image_cache import ImageCache
 from uadjax.data.records import Record
+from uadjax.data.tiles import Tile
 from uadjax.errors import ConfigError, DataError
 from uadjax.system import tensorflow
 from uadjax.types import Batch
@@ -39,7 +42,7 @@ def train_batches(
   """Generate shuffled full batches indefinitely; a batch may span two epochs.
 
   Args:
-    records: images, each of which occurs once per epoch.
+    records: images, each tile of which occurs once per epoch.
     cache: reads the images, or has them in memory.
     batch_size: size of the global batch.
     seed: seed of the order, which differs in each epoch.
@@ -51,19 +54,20 @@ def train_batches(
     DataError: there are no records; or, while iterating, an image cannot be read.
     ConfigError: the batch size is not a positive multiple of the number of processes.
   """
-  tf, n = tensorflow.import_tensorflow(), len(records)
+  tf, tiles = tensorflow.import_tensorflow(), cache.list_tiles(record.path for record in records)
+  n = len(tiles)
 
   def shuffled_index(position: Tensor) -> Tensor:
     seeds = tf.cast(tf.stack([seed % 2**31, position // n % 2**31]), tf.int32)
     return tf.random.experimental.index_shuffle(position % n, seeds, n - 1)
 
-  return _batch_stream(records, cache, batch_size, host, shuffled_index, start, None)
+  return _batch_stream(tiles, cache, batch_size, host, shuffled_index, start, None)
 
 
 def eval_batches(
   records: Sequence[Record], cache: ImageCache, batch_size: int, host: tuple[int, int] = (0, 1)
 ) -> Generator[Batch, None, None]:
-  """Generate batches that contain every image once and in order.
+  """Generate batches that contain every tile once and in order; `Batch.index` is its position.
 
   The last batch is padded with rows that are marked as not valid, so that all hosts get the same
   number of batches of the same shape.
@@ -72,16 +76,17 @@ def eval_batches(
     DataError: there are no records; or, while iterating, an image cannot be read.
     ConfigError: the batch size is not a positive multiple of the number of processes.
   """
-  tf, n = tensorflow.import_tensorflow(), len(records)
+  tf, tiles = tensorflow.import_tensorflow(), cache.list_tiles(record.path for record in records)
+  n = len(tiles)
 
   def index_or_padding(position: Tensor) -> Tensor:
     return tf.where(position < n, position, -1)
 
-  return _batch_stream(records, cache, batch_size, host, index_or_padding, 0, -(-n // batch_size))
+  return _batch_stream(tiles, cache, batch_size, host, index_or_padding, 0, -(-n // batch_size))
 
 
 def _batch_stream(
-  records: Sequence[Record],
+  tiles: Sequence[Tile],
   cache: ImageCache,
   batch_size: int,
   host: tuple[int, int],
@@ -89,9 +94,9 @@ def _batch_stream(
   start: int,
   num_steps: int | None,
 ) -> Generator[Batch, None, None]:
-  """Return the batches of a host, given the index of the image at each position in the run."""
+  """Return the batches of a host, given the index of the tile at each position in the run."""
   host_index, num_hosts = host
-  if not records:
+  if not tiles:
     raise DataError('The dataset has no images to read.')
   _require_shares(batch_size, host_index, num_hosts)
   tf, rows = tensorflow.import_tensorflow(), batch_size // num_hosts
@@ -102,7 +107,7 @@ def _batch_stream(
     if index < 0 or failures:
       return blank
     try:
-      return cache.load(records[index].path)
+      return cache.load_tile(tiles[index])
     except Exception as error:  # tf.data would raise InvalidArgumentError instead, and print it.
       failures.append(error)
       return blank

@@ -1,35 +1,43 @@
-"""Images at network size in memory, so that a run decodes each file once if all of them fit."""
+"""Scaled images in memory, so that a run decodes each file once if all of them fit."""
 
+from collections.abc import Iterable
+import contextlib
 from pathlib import Path
+import threading
 from typing import NamedTuple
 
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from uadjax.data import inputs, near_duplicates, transforms
+from uadjax.data import image_io, inputs, near_duplicates, transforms
 from uadjax.data.image_statistics import ImageStatistics
 from uadjax.data.inputs import LoadedImage
+from uadjax.data.tiles import Tile, TileGrid
 
 
 class ImageProperties(NamedTuple):
-  """Properties of an image at network size; see `image_statistics` and `near_duplicates`."""
+  """Properties of a scaled image; see `image_statistics` and `near_duplicates`."""
 
   statistics: ImageStatistics
   fingerprint: Float[np.ndarray, ' k']
+  size: tuple[int, int]
 
 
 # Bytes of pixels for a job that needs each image once or twice, such as an evaluation.
 SMALL_CACHE_BYTES = 1 << 28
+# The threads of a pipeline are mostly at the tiles of one image, or of two.
+_MAX_RECENT = 2
 
 
 class ImageCache:
-  """Images at network size by the path of their file, as many as fit.
+  """Scaled images by the path of their file, as many as fit.
 
-  Other images are decoded whenever they are loaded. The properties of all images are kept. Several
-  threads may use a cache at the same time.
+  Other images are decoded whenever they are loaded; of those that are tiled, the last few stay in
+  memory, since their tiles are mostly loaded one after another. The properties of all images are
+  kept. Several threads may use a cache at the same time.
 
   Attributes:
-    ops: operations that bring an image to network size.
+    ops: operations from an original to its scaled image and tiles.
     images: the images in memory.
   """
 
@@ -38,7 +46,10 @@ class ImageCache:
     self.ops = ops
     self.images: dict[Path, LoadedImage] = {}
     self._properties: dict[Path, ImageProperties] = {}
-    self._max_images = max_bytes // (3 * ops.height * ops.width)
+    self._free_bytes = max_bytes
+    self._recent: dict[Path, UInt8[np.ndarray, 'h w 3']] = {}
+    # Threads that ask for tiles of one image wait for the first to decode it.
+    self._decoding = threading.Lock() if ops.is_tiled else contextlib.nullcontext()
 
   def add(self, path: Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
     """Add the image of a file that has been decoded to its original size."""
@@ -47,17 +58,56 @@ class ImageCache:
     self._add(path, loaded_image._replace(source=source, reread_source=source))
 
   def load(self, path: Path) -> UInt8[np.ndarray, 'height width 3']:
-    """Return an image at network size, from memory or from its file.
+    """Return a scaled image, from memory or from its file.
 
     Raises:
       DataError: the image cannot be read.
     """
-    loaded_image = self.images.get(path)
-    if loaded_image is None:
+    if loaded_image := self.images.get(path):
+      return loaded_image.require_pixels()
+    with self._decoding:
+      if path in self._recent:
+        return self._recent[path]
       loaded_image = inputs.load(inputs.Source(str(path), path), self.ops)
-      loaded_image.require_pixels()
+      pixels = loaded_image.require_pixels()
       self._add(path, loaded_image)
-    return loaded_image.require_pixels()
+      if self.ops.is_tiled:
+        self._recent[path] = pixels
+        if len(self._recent) > _MAX_RECENT:
+          del self._recent[next(iter(self._recent))]
+    return pixels
+
+  def load_tile(self, tile: Tile) -> UInt8[np.ndarray, 'h w 3']:
+    """Return one tile of an image.
+
+    Raises:
+      DataError: the image cannot be read.
+    """
+    image = self.load(tile.path)
+    return image[self.ops.tile_grid(image.shape[0], image.shape[1]).window(tile.number)]
+
+  def tile_grid(self, path: Path) -> TileGrid:
+    """Return the tiles of an image, of which at most the header is read.
+
+    Raises:
+      DataError: the header cannot be read.
+    """
+    if not self.ops.is_tiled:
+      return self.ops.tile_grid(self.ops.height, self.ops.width)
+    if path in self._properties:
+      return self.ops.tile_grid(*self._properties[path].size)
+    if loaded_image := self.images.get(path):
+      pixels = loaded_image.require_pixels()
+      return self.ops.tile_grid(pixels.shape[0], pixels.shape[1])
+    return self.ops.tile_grid(*self.ops.scaled_size(*image_io.image_size(path)))
+
+  def list_tiles(self, paths: Iterable[Path]) -> list[Tile]:
+    """Return the tiles of images in order.
+
+    Raises:
+      DataError: the header of an image cannot be read.
+    """
+    return [Tile(path, i) for path in paths for i in range(self.tile_grid(path).num_tiles)]
 
   def properties(self, path: Path) -> ImageProperties:
     """Return the properties of an image; read its file unless that was done before.
@@ -70,7 +120,7 @@ class ImageCache:
     return self._properties[path]
 
   def pin(self, path: Path, pixels: UInt8[np.ndarray, 'height width 3']) -> None:
-    """Add an image at network size that has no file, under a name that is unique.
+    """Add a scaled image that has no file, under a name that is unique.
 
     It stays in memory whatever the limit, and has no properties.
     """
@@ -78,9 +128,11 @@ class ImageCache:
     self.images[path] = LoadedImage(source, source, pixels.shape[:2], pixels)
 
   def _add(self, path: Path, loaded_image: LoadedImage) -> None:
+    pixels = loaded_image.require_pixels()
     if path not in self._properties:
-      fingerprint = near_duplicates.fingerprint(loaded_image.require_pixels())
-      self._properties[path] = ImageProperties(loaded_image.require_statistics(), fingerprint)
+      fingerprint, size = near_duplicates.fingerprint(pixels), (pixels.shape[0], pixels.shape[1])
+      self._properties[path] = ImageProperties(loaded_image.require_statistics(), fingerprint, size)
     # The image comes last: `properties` assumes that a file in memory has its properties.
-    if len(self.images) < self._max_images:
+    if pixels.nbytes <= self._free_bytes:
       self.images[path] = loaded_image
+      self._free_bytes -= pixels.nbytes

@@ -1,10 +1,13 @@
-"""Resizing of images to network size, and of anomaly maps back to the original size.
+"""Scaling of images for the network, and of anomaly maps back to the original size.
 
 Each op maps a frame to a frame; the first frame is the original itself. So for any chain of ops, a
-network image shows one rectangle of the original and is sampled once:
+scaled image shows one rectangle of the original and is sampled once:
 `resize(256)|center_crop(224)` equals resizing followed by cropping.
 
-Letters: h w the original, height width the network image.
+The network sees the scaled image in one piece, or, with `tile(size, overlap)` as the last op, in
+tiles (see `tiles`).
+
+Letters: h w the original, height width the scaled image.
 """
 
 import itertools
@@ -16,6 +19,7 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from PIL import Image
 
+from uadjax.data.tiles import TileGrid
 from uadjax.errors import ConfigError, DataError
 
 Number: TypeAlias = float | int
@@ -52,6 +56,21 @@ def keep_ratio(frame: Frame, height: int, width: int) -> Frame:
   h, w = min(height / scale, frame.height), min(width / scale, frame.width)
   cropped = _crop(frame, (frame.height - h) / 2, (frame.width - w) / 2, h, w)
   return cropped._replace(height=height, width=width)
+
+
+def fit_within(frame: Frame, side: int) -> Frame:
+  """Scale down with the aspect ratio kept until the longer side has at most `side` pixels."""
+  scale = min(1.0, side / max(frame.height, frame.width))
+  height, width = (max(1, round(scale * n)) for n in (frame.height, frame.width))
+  return frame._replace(height=height, width=width)
+
+
+def tile(frame: Frame, size: int, overlap: int) -> Frame:
+  """Enlarge with the aspect ratio kept until the image has the size of a tile, if it is smaller."""
+  del overlap
+  scale = max(1.0, size / min(frame.height, frame.width))
+  height, width = (max(size, round(scale * n)) for n in (frame.height, frame.width))
+  return frame._replace(height=height, width=width)
 
 
 def center_crop(frame: Frame, height: int, width: int) -> Frame:
@@ -95,7 +114,14 @@ def pixel_range(low: float, high: float, n: int, size: int) -> tuple[int, int, f
   return first, end, (first - low) * scale, (end - low) * scale
 
 
-OPS = {'resize': resize, 'keep_ratio': keep_ratio, 'center_crop': center_crop}
+OPS = {
+  'resize': resize,
+  'keep_ratio': keep_ratio,
+  'center_crop': center_crop,
+  'fit_within': fit_within,
+  'tile': tile,
+}
+_FIT_WITHIN, _TILE = 'fit_within', 'tile'
 
 
 class RestoredMap(NamedTuple):
@@ -103,7 +129,7 @@ class RestoredMap(NamedTuple):
 
   Attributes:
     anomaly_map: scores of the pixels; those that are not visible have the map's minimum.
-    visible: True for pixels that the network image shows; False outside of the crop.
+    visible: True for pixels that the scaled image shows; False outside of the crop.
   """
 
   anomaly_map: Float[np.ndarray, 'h w']
@@ -111,97 +137,159 @@ class RestoredMap(NamedTuple):
 
 
 class Step(NamedTuple):
-  """One op with its arguments."""
+  """One op with its arguments, which are a height and a width unless the op says otherwise."""
 
   name: str
-  height: int
-  width: int
+  arguments: tuple[int, ...]
 
 
 class Ops(NamedTuple):
-  """Chain of ops from an original to a network image, and back for anomaly maps."""
+  """Chain of ops from an original to a scaled image and its tiles, and back for anomaly maps."""
 
   steps: tuple[Step, ...]
 
   def __str__(self) -> str:
-    return '|'.join(f'{name}({height}, {width})' for name, height, width in self.steps)
+    return '|'.join(f'{name}({", ".join(map(str, arguments))})' for name, arguments in self.steps)
+
+  @property
+  def is_tiled(self) -> bool:
+    """Whether the network sees tiles of the scaled image."""
+    return self.steps[-1].name == _TILE
 
   @property
   def height(self) -> int:
-    """Height of the network image, which is that of the last op."""
-    return self.steps[-1].height
+    """Height of the network's input: that of the scaled image, or of a tile."""
+    return self.steps[-1].arguments[0]
 
   @property
   def width(self) -> int:
-    """Width of the network image, which is that of the last op."""
-    return self.steps[-1].width
+    """Width of the network's input: that of the scaled image, or of a tile."""
+    return self.height if self.is_tiled else self.steps[-1].arguments[1]
 
   def frame(self, h: int, w: int) -> Frame:
-    """Return the rectangle of an h x w original that the network image shows."""
+    """Return the rectangle of an h x w original that the scaled image shows."""
     frame = Frame(0.0, 0.0, float(h), float(w), h, w)
-    for name, height, width in self.steps:
-      frame = OPS[name](frame, height, width)
+    for name, arguments in self.steps:
+      frame = OPS[name](frame, *arguments)
     # Rounding must not move an edge out of the image.
     return frame._replace(bottom=min(frame.bottom, float(h)), right=min(frame.right, float(w)))
 
+  def scaled_size(self, h: int, w: int) -> tuple[int, int]:
+    """Return height and width of the scaled image of an h x w original."""
+    frame = self.frame(h, w)
+    return frame.height, frame.width
+
+  def tile_grid(self, height: int, width: int) -> TileGrid:
+    """Return the tiles of a scaled image, which is one tile if the network sees it as a whole."""
+    overlap = self.steps[-1].arguments[1] if self.is_tiled else 0
+    return TileGrid.build(height, width, self.height, self.width, overlap)
+
   def apply(self, image: UInt8[np.ndarray, 'h w 3']) -> UInt8[np.ndarray, 'height width 3']:
-    """Resize an image to network size, bilinearly and with antialiasing."""
+    """Scale an image, bilinearly and with antialiasing."""
     frame = self.frame(*image.shape[:2])
     box = (frame.left, frame.top, frame.right, frame.bottom)
     pil_image = Image.fromarray(image)
-    return np.asarray(pil_image.resize((self.width, self.height), Image.Resampling.BILINEAR, box))
+    return np.asarray(pil_image.resize((frame.width, frame.height), Image.Resampling.BILINEAR, box))
 
-  def restore(self, anomaly_map: Float[np.ndarray, 'height width'], h: int, w: int) -> RestoredMap:
-    """Resize an anomaly map at network size back to the h x w original."""
-    frame = self.frame(h, w)
-    top, bottom, box_top, box_bottom = pixel_range(frame.top, frame.bottom, h, self.height)
-    left, right, box_left, box_right = pixel_range(frame.left, frame.right, w, self.width)
-    restored = RestoredMap(np.full((h, w), anomaly_map.min(), np.float32), np.zeros((h, w), bool))
-    if top < bottom and left < right:
-      # The outermost pixels may begin outside of the frame, where the map's edge is repeated.
-      overhang = max(-box_top, -box_left, box_bottom - self.height, box_right - self.width, 0)
-      margin = math.ceil(overhang)
-      padded = Image.fromarray(np.pad(np.asarray(anomaly_map, np.float32), margin, mode='edge'))
-      box = (box_left + margin, box_top + margin, box_right + margin, box_bottom + margin)
-      size = (right - left, bottom - top)
-      window = slice(top, bottom), slice(left, right)
-      restored.anomaly_map[window] = padded.resize(size, Image.Resampling.BILINEAR, box)
-      restored.visible[window] = True
-    return restored
+  def restore(
+    self,
+    anomaly_map: Float[np.ndarray, 'height width'],
+    h: int,
+    w: int,
+    size: tuple[int, int] | None = None,
+  ) -> RestoredMap:
+    """Resize the anomaly map of a scaled image back to its h x w original.
+
+    Args:
+      anomaly_map: map of the scaled image.
+      h: height of the original.
+      w: width of the original.
+      size: height and width of a map for a thumbnail of the original; None for the original's.
+    """
+    frame, (restored_h, restored_w) = self.frame(h, w), size or (h, w)
+    y_scale, x_scale = restored_h / h, restored_w / w
+    top, bottom, left, right = (
+      frame.top * y_scale, frame.bottom * y_scale, frame.left * x_scale, frame.right * x_scale
+    )  # fmt: skip
+    return _restore(anomaly_map, (top, left, bottom, right), restored_h, restored_w)
+
+
+def _restore(
+  anomaly_map: Float[np.ndarray, 'height width'],
+  rectangle: tuple[float, float, float, float],
+  h: int,
+  w: int,
+) -> RestoredMap:
+  """Resize a map into the rectangle (top, left, bottom, right) of an h x w image."""
+  (height, width), (top_edge, left_edge, bottom_edge, right_edge) = anomaly_map.shape, rectangle
+  top, bottom, box_top, box_bottom = pixel_range(top_edge, bottom_edge, h, height)
+  left, right, box_left, box_right = pixel_range(left_edge, right_edge, w, width)
+  restored = RestoredMap(np.full((h, w), anomaly_map.min(), np.float32), np.zeros((h, w), bool))
+  if top < bottom and left < right:
+    # The outermost pixels may begin outside of the frame, where the map's edge is repeated.
+    overhang = max(-box_top, -box_left, box_bottom - height, box_right - width, 0)
+    margin = math.ceil(overhang)
+    padded = Image.fromarray(np.pad(np.asarray(anomaly_map, np.float32), margin, mode='edge'))
+    box = (box_left + margin, box_top + margin, box_right + margin, box_bottom + margin)
+    size = (right - left, bottom - top)
+    window = slice(top, bottom), slice(left, right)
+    restored.anomaly_map[window] = padded.resize(size, Image.Resampling.BILINEAR, box)
+    restored.visible[window] = True
+  return restored
 
 
 # Larger images would take more memory than any machine has: the first features of a network take 64
 # bytes per pixel, and a matrix that upsamples a side takes as many bytes as twice its square.
 _MAX_SIDE, _MAX_PIXELS = 1 << 14, 1 << 26
 _STEP = r'\s*(\w+)\s*\(\s*(\d{1,9})\s*(?:,\s*(\d{1,9})\s*)?\)\s*'
+# The overlap of tiles may be 0.
+_ARGUMENTS = {
+  'fit_within': "one positive size, as in 'fit_within(1024)'",
+  'tile': "a positive size and a smaller overlap, as in 'tile(256, 32)'",
+}
+_SIZE_ARGUMENTS = "a positive size or height and width, as in 'resize(256)'"
 
 
 def parse(text: str) -> Ops:
   """Parse ops such as 'resize(256)|center_crop(224)'; two arguments are height and width.
 
   Raises:
-    ConfigError: an op is unknown, malformed or too large, or a crop is larger than its input.
+    ConfigError: an op is unknown, malformed or too large, a crop is larger than its input, an op
+      follows `tile`, or the scaled images have different sizes and are not tiled.
   """
-  steps = tuple(_parse_step(op_text, text) for op_text in text.split('|'))
-  last = steps[-1]
-  if last.height * last.width > _MAX_PIXELS:
-    message = f'{text!r} has {last.height} x {last.width} pixels; use at most {_MAX_PIXELS}.'
+  ops = Ops(tuple(_parse_step(op_text, text) for op_text in text.split('|')))
+  if any(step.name == _TILE for step in ops.steps[:-1]):
+    raise ConfigError(f'{text!r} has an op after tile, which must be the last.')
+  if ops.steps[-1].name == _FIT_WITHIN:
+    hint = f"add tiles, as in '{ops}|tile(256, 32)', or use resize(height, width)"
+    raise ConfigError(f'{text!r} scales images to different sizes; {hint}.')
+  if ops.height * ops.width > _MAX_PIXELS:
+    message = f'{text!r} has {ops.height} x {ops.width} pixels; use at most {_MAX_PIXELS}.'
     raise ConfigError(message)
-  for previous, step in itertools.pairwise(steps):
-    is_larger = step.height > previous.height or step.width > previous.width
-    if step.name == 'center_crop' and is_larger:
-      message = f'{text!r} crops {step[1:]} from {previous[1:]}; a crop must not be larger.'
-      raise ConfigError(message)
-  return Ops(steps)
+  for previous, step in itertools.pairwise(ops.steps):
+    if step.name != 'center_crop' or previous.name == _FIT_WITHIN:
+      continue
+    if any(a > b for a, b in zip(step.arguments, previous.arguments, strict=True)):
+      crop = f'{step.arguments} from {previous.arguments}'
+      raise ConfigError(f'{text!r} crops {crop}; a crop must not be larger.')
+  return ops
 
 
 def _parse_step(op_text: str, text: str) -> Step:
   match = re.fullmatch(_STEP, op_text, re.ASCII)
-  name, height, width = match.groups() if match else ('', '0', '0')
-  step = Step(name, int(height), int(width or height))
-  if name not in OPS or not step.height or not step.width:
+  name, first, second = match.groups() if match else ('', '0', None)
+  size = int(first)
+  if name == _TILE:
+    step, is_valid = Step(name, (size, int(second or 0))), second is not None
+    is_valid &= int(second or 0) < size
+  elif name == _FIT_WITHIN:
+    step, is_valid = Step(name, (size,)), second is None
+  else:
+    step = Step(name, (size, int(second or first)))
+    is_valid = name in OPS and all(step.arguments)
+  if not is_valid or not size:
     message = f'Cannot read the op {op_text.strip()!r} in {text!r}; choose from {sorted(OPS)}'
-    raise ConfigError(f"{message}, with a positive size or height and width, as in 'resize(256)'.")
-  if max(step[1:]) > _MAX_SIDE:
+    raise ConfigError(f'{message}, with {_ARGUMENTS.get(name, _SIZE_ARGUMENTS)}.')
+  if max(step.arguments) > _MAX_SIDE:
     raise ConfigError(f'{op_text.strip()!r} is too large; a side has at most {_MAX_SIDE} pixels.')
   return step

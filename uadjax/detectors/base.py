@@ -341,6 +341,8 @@ class Detector(NamedTuple):
       None where the score is continuous.
     bank_leaves: paths of the arrays of Fitted, such as 'memory_bank/rows', that have one row per
       row of a memory bank. The images determine their number, which is the same for all of them.
+    image_score: rule by which `score` derives an image score from a map, for maps that are joined
+      from tiles; see `image_score.parse`.
   """
 
   init: InitFn
@@ -355,3 +357,4 @@ class Detector(NamedTuple):
   export_score_fn: ExportScoreFn | None = None
   score_bounds: ScoreBoundsFn | None = None
   bank_leaves: tuple[str, ...] = ()
+  image_score: str = 'max'

@@ -6,6 +6,7 @@ Letters: b batch, h w grid of positions, H W image at network size.
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
+import numpy as np
 
 from uadjax.errors import ConfigError
 from uadjax.numerics import resampling
@@ -63,6 +64,19 @@ def from_map(anomaly_map: Float[Array, 'b H W'], rule: str) -> Scores:
   num_pixels = pixels.shape[1] * pixels.shape[2]
   num_largest = max(1, round(share * num_pixels))
   return Scores(anomaly_map, _mean_of_largest(pixels.reshape(-1, num_pixels), num_largest))
+
+
+def of_map(anomaly_map: Float[np.ndarray, 'H W'], rule: str) -> float:
+  """Return the image score of one map on the host, by the rule of `from_map`.
+
+  It differs from that of `from_map` by rounding, and by the error of its bisection.
+  """
+  share = parse(rule)
+  if not share:
+    return float(anomaly_map.max())
+  pixels = anomaly_map[::_STEP, ::_STEP].ravel()
+  num_largest = max(1, round(share * pixels.size))
+  return float(np.partition(pixels, -num_largest)[-num_largest:].mean(dtype=np.float64))
 
 
 def _mean_of_largest(x: Float[Array, 'b n'], num_largest: int) -> Float[Array, ' b']:

@@ -30,6 +30,11 @@ class DetectorSettings(Settings, Protocol):
     """Stages of the backbone whose features are used."""
     ...
 
+  @property
+  def image_score(self) -> str:
+    """Rule of the image score, see `image_score.parse`."""
+    ...
+
 
 @dataclasses.dataclass(frozen=True)
 class PadimSettings:

@@ -95,6 +95,7 @@ def make(backbone: backbones.Backbone, context: RunContext, options: StfpmSettin
     bind(precompute),
     bind(validate),
     score_bounds=bind(score_bounds) if options.floor else None,
+    image_score=options.image_score,
   )
 
 

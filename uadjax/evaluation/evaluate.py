@@ -67,12 +67,12 @@ class Evaluation(NamedTuple):
   Attributes:
     metrics: the metrics.
     curve_data: scores and rankings.
-    anomaly_maps: anomaly map of each image at network size, in an anonymous file.
+    anomaly_maps: anomaly map of each scaled image, in an anonymous file.
   """
 
   metrics: Metrics
   curve_data: curves.CurveData
-  anomaly_maps: Float[np.ndarray, 'n height width']
+  anomaly_maps: Sequence[Float[np.ndarray, 'height width']]
 
 
 def evaluate(
@@ -105,7 +105,7 @@ def evaluate(
   folder = workdir / 'pictures'
   shutil.rmtree(folder, ignore_errors=True)  # An earlier evaluation may have had other images.
   folder.mkdir(parents=True)
-  pixels = pixel_scores.empty(model.ops, len(records))
+  pixels = pixel_scores.empty(model.ops, [record.path for record in records])
 
   def load(source: inputs.Source) -> inputs.LoadedImage:
     path = Path(source.name)

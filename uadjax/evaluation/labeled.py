@@ -81,15 +81,18 @@ def score(
   cache: ImageCache,
   batch_size: int,
   mesh: mesh.Mesh,
+  rule: str,
   fitted_specs: Any = None,
 ) -> LabeledScores | None:
-  """Score labeled images; return None without any."""
+  """Score labeled images, as `scoring.score_records`; return None without any."""
   if not records:
     return None
   ops = cache.ops
-  pixels = pixel_scores.empty(ops, len(records))
+  pixels = pixel_scores.empty(ops, [record.path for record in records])
   rows: list[tuple[bool, float, float]] = []
-  scored = scoring.score_records(scorer, fitted, records, cache, batch_size, mesh, fitted_specs)
+  scored = scoring.score_records(
+    scorer, fitted, records, cache, batch_size, mesh, rule, fitted_specs
+  )
   scored = progress.show_progress(scored, len(records), 'Scoring labeled images')
   for i, (record, anomaly_map, image_score) in enumerate(scored):
     rows.append((record.is_anomalous, image_score, float(anomaly_map.max())))

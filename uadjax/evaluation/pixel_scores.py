@@ -1,9 +1,9 @@
 """Pixel scores of a test set with their ground truth, at original resolution, in bounded memory.
 
-Letters: h w original image, height width network image, m defective pixels.
+Letters: h w original image, height width scaled image, m defective pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import math
 from pathlib import Path
 import tempfile
@@ -57,27 +57,38 @@ class PixelScores(NamedTuple):
   """Pixel scores of the images added so far, for a ranking of pixels.
 
   Defective pixels are few, so their map values are stored. Values of normal pixels are upsampled
-  again, image by image, when they are counted, from maps at network size in an anonymous file.
+  again, image by image, when they are counted, from maps of scaled images in an anonymous file.
 
   Attributes:
     ops: preprocessing, which can restore maps to the original size.
-    anomaly_maps: maps at network size of all images.
+    anomaly_maps: maps of all scaled images.
     images: pixels of each image; None without ground truth, and before the image is added.
   """
 
   ops: transforms.Ops
-  anomaly_maps: Float[np.ndarray, 'n height width']
+  anomaly_maps: Sequence[Float[np.ndarray, 'height width']]
   images: list[ImagePixels | None]
 
 
-def empty(ops: transforms.Ops, num_images: int) -> PixelScores:
-  """Create pixel scores without images, with space for `num_images`."""
-  shape = (max(num_images, 1), ops.height, ops.width)
-  num_bytes = 4 * math.prod(shape)
-  files.announce_size('temporary anomaly maps', Path(tempfile.gettempdir()), num_bytes)
+def empty(ops: transforms.Ops, paths: Sequence[Path]) -> PixelScores:
+  """Create pixel scores without images, with space for those of some files.
+
+  Raises:
+    DataError: the header of an image that will be tiled cannot be read.
+  """
+  sizes = [(ops.height, ops.width)] * len(paths)
+  if ops.is_tiled:
+    sizes = [ops.scaled_size(*image_io.image_size(path)) for path in paths]
+  ends = np.cumsum([math.prod(size) for size in sizes], dtype=np.int64)
+  num_pixels = max(int(ends[-1:].sum()), 1)
+  files.announce_size('temporary anomaly maps', Path(tempfile.gettempdir()), 4 * num_pixels)
   with tempfile.TemporaryFile() as file:  # The memory map remains valid after the file is closed.
-    anomaly_maps = np.memmap(file, np.float32, 'w+', shape=shape)
-  return PixelScores(ops, anomaly_maps, [None] * num_images)
+    pixels = np.memmap(file, np.float32, 'w+', shape=(num_pixels,))
+  maps = [
+    pixels[end - math.prod(size) : end].reshape(size)
+    for size, end in zip(sizes, ends.tolist(), strict=True)
+  ]
+  return PixelScores(ops, maps, [None] * len(paths))
 
 
 def add_image(
@@ -92,11 +103,11 @@ def add_image(
   Args:
     pixel_scores: pixel scores to add to.
     index: position of the image.
-    anomaly_map: map at network size.
+    anomaly_map: map of the scaled image.
     restored: map at original size; pixels that the network did not see are excluded.
     truth: defective pixels, or None without ground truth.
   """
-  pixel_scores.anomaly_maps[index] = anomaly_map
+  pixel_scores.anomaly_maps[index][:] = anomaly_map
   if truth is None:
     return
   height, width = truth.shape

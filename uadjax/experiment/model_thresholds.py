@@ -335,6 +335,7 @@ def _calibrate(
   labeled_scores = labeled.score(
     lambda fitted, batch: model.score(fitted, batch.image), model.fitted, records, mask_reading,
     ImageCache(info.ops, SMALL_CACHE_BYTES), EvaluateSettings.batch_size, mesh,
+    info.config.detector.image_score,
   )  # fmt: skip
   assert labeled_scores is not None  # There are records.
   return labeled.calibrate(options, scores, labeled_scores), labeled_scores.anomalous_scores

@@ -11,6 +11,7 @@ from jaxtyping import Array, UInt8
 import uadjax
 from uadjax.data import transforms
 from uadjax.detectors.base import RunContext
+from uadjax.errors import ExportError, Setting
 from uadjax.export import resize_in_graph, runtimes
 from uadjax.model import model_dir
 
@@ -60,7 +61,9 @@ def from_model(
       anomaly_maps = resize_in_graph.restore_maps(jnp.asarray(anomaly_maps), ops, height, width)
     return anomaly_maps, image_scores
 
-  by_pillow = 'ops by Pillow, bilinear with antialiasing; see uadjax.data.image_io'
+  by_pillow = 'ops by Pillow, bilinear with antialiasing; see uadjax.data.transforms'
+  if ops.is_tiled:
+    by_pillow += '; one tile at a time, see uadjax.data.tiles for how to join the maps'
   metadata = {
     'model_name': model.name,
     'uadjax': uadjax.__version__,
@@ -85,7 +88,13 @@ def input_ops(ops: transforms.Ops, camera_size: tuple[int, int] | None) -> trans
 
   They are those of the model, unless the graph resizes images of `camera_size` (height and width)
   itself.
+
+  Raises:
+    ExportError: the graph would have to cut tiles.
   """
+  if camera_size and ops.is_tiled:
+    message = 'A graph scores one tile, so it cannot resize the images of a camera.'
+    raise ExportError(message, hint=('Omit ', Setting('export.include_resize'), '.'))
   return transforms.parse('resize({}, {})'.format(*camera_size)) if camera_size else ops
 
 

@@ -6,7 +6,7 @@ images must not drop.
 Letters: r graphs, n images, h w image.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import math
 from pathlib import Path
@@ -16,12 +16,12 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
 from uadjax import data
-from uadjax.data import inputs, layouts
+from uadjax.data import inputs, layouts, transforms
 from uadjax.data.records import Record, Splits
+from uadjax.data.tiles import TileGrid
 from uadjax.errors import ConfigError, Setting, UserError
 from uadjax.export import graph as graphs, verify
-from uadjax.model import calibration, model_dir
-from uadjax.model.scorer import RunFunction
+from uadjax.model import calibration, model_dir, scorer as scorers
 from uadjax.numerics import metrics
 
 # On easy products, methods differ by less than one point of image AUROC.
@@ -32,8 +32,6 @@ MAX_LABEL_CHANGE_SHARE = 0.02
 
 _MAX_IMAGES = 200  # At most this many good images and test images, sampled evenly.
 _BATCH_SIZE = 4
-
-ReadInput = Callable[[Path], UInt8[np.ndarray, 'h w 3']]
 
 
 class QuantizationAgreement(NamedTuple):
@@ -74,14 +72,46 @@ class EvaluationImages(NamedTuple):
   Attributes:
     good: good images.
     test: test images, good and defective.
-    read_input: function that reads an image file as input of the graph.
+    ops: operations from an image to the input of the graph.
+    rule: rule of the image score, for images of several tiles; see `image_score.parse`.
     thresholds: thresholds of the images' labels.
   """
 
   good: Sequence[Record]
   test: Sequence[Record]
-  read_input: ReadInput
+  ops: transforms.Ops
+  rule: str
   thresholds: calibration.Thresholds
+
+  def read_tiles(self, path: Path) -> tuple[TileGrid, list[scorers.Image]]:
+    """Read an image file as inputs of the graph, which are its tiles."""
+    image = inputs.load(inputs.Source(str(path), path), self.ops).require_pixels()
+    grid = self.ops.tile_grid(image.shape[0], image.shape[1])
+    return grid, grid.cut(image)
+
+  def read_batches(
+    self, records: Sequence[Record], batch_size: int
+  ) -> Iterator[UInt8[np.ndarray, 'b h w 3']]:
+    """Yield batches with a tile of each image; the last is padded by repeating its tiles.
+
+    The tiles are from different places of the images.
+    """
+    for start in range(0, len(records), batch_size):
+      images = [self.read_tiles(r.path)[1] for r in records[start : start + batch_size]]
+      tiles = np.stack([image[i % len(image)] for i, image in enumerate(images, start)])
+      yield np.resize(tiles, (batch_size, *tiles.shape[1:]))
+
+  def score(
+    self, run: scorers.RunFunction, records: Sequence[Record], batch_size: int
+  ) -> Float[np.ndarray, ' n']:
+    """Return the image scores by a graph."""
+
+    def score_image(path: Path) -> float:
+      grid, tiles = self.read_tiles(path)
+      return scorers.join_tiles(grid, scorer.score_lazily(tiles), self.rule).score
+
+    scorer = scorers.Scorer([run], batch_sizes=(batch_size,))
+    return np.array([score_image(record.path) for record in records])
 
 
 def select_images(
@@ -110,17 +140,13 @@ def select_images(
     hint = 'Name a folder of good images or a dataset: ', Setting('export.images', 'DIR'), '.'
     raise ConfigError(message, key='export.images', hint=hint)
 
-  graph_ops = graphs.input_ops(model.ops, camera_size)
-
-  def read_input(path: Path) -> UInt8[np.ndarray, 'h w 3']:
-    return inputs.load(inputs.Source(str(path), path), graph_ops).require_pixels()
-
   good, test = (verify.sample_evenly(records, _MAX_IMAGES) for records in (good, splits.test))
-  return EvaluationImages(good, test, read_input, model.thresholds)
+  ops, rule = graphs.input_ops(model.ops, camera_size), model.config.detector.image_score
+  return EvaluationImages(good, test, ops, rule, model.thresholds)
 
 
 def compare(
-  runs: Sequence[RunFunction],
+  runs: Sequence[scorers.RunFunction],
   records: Sequence[Record],
   images: EvaluationImages,
   batch: int | None,
@@ -133,10 +159,9 @@ def compare(
     images: set that the images come from, for how to read and to label them.
     batch: batch size of the graphs; None for any size.
   """
-  batches = read_batches(records, images.read_input, batch or _BATCH_SIZE)
-  scores = [[run(graph_inputs).image for run in runs] for graph_inputs in batches]
-  scores = np.concatenate(scores, axis=1, dtype=np.float64)
-  float_scores, quantized_scores = scores[:, : len(records)]  # Without padding.
+  float_scores, quantized_scores = (
+    images.score(run, records, batch or _BATCH_SIZE) for run in runs
+  )
   is_anomalous = np.array([record.is_anomalous for record in records])
   return QuantizationAgreement(
     len(records),
@@ -145,15 +170,6 @@ def compare(
     _auroc(float_scores, is_anomalous),
     _auroc(quantized_scores, is_anomalous),
   )
-
-
-def read_batches(
-  records: Sequence[Record], read_input: ReadInput, batch_size: int
-) -> Iterator[UInt8[np.ndarray, 'b h w 3']]:
-  """Yield batches of graph inputs, of which the last is padded by repeating its images."""
-  for start in range(0, len(records), batch_size):
-    images = np.stack([read_input(r.path) for r in records[start : start + batch_size]])
-    yield np.resize(images, (batch_size, *images.shape[1:]))
 
 
 def _load_splits(model: model_dir.Model, folder: Path | None) -> Splits:

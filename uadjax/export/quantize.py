@@ -133,7 +133,7 @@ def _to_int8(
   from onnxruntime import quantization
 
   records = verify.sample_evenly(images.good, _NUM_CALIBRATION_IMAGES)
-  batches = quantization_check.read_batches(records, images.read_input, batch or 1)
+  batches = images.read_batches(records, batch or 1)
   feeds = ({runtimes.INPUT_NAME: graph_inputs} for graph_inputs in batches)
 
   class CalibrationReader(quantization.CalibrationDataReader):

@@ -94,8 +94,11 @@ def select_images(
     origin = demo.cached_dataset() / demo.DEFAULT_CATEGORY / 'train' / 'good'
     description = 'synthetic images (no image of calibration.csv exists here)'
   sources = itertools.islice(inputs.expand(origin), _MAX_IMAGES)
-  graph_ops = graphs.input_ops(model.ops, camera_size)
-  graph_inputs = np.stack([inputs.load(s, graph_ops).require_pixels() for s in sources])
+  ops = graphs.input_ops(model.ops, camera_size)
+  images = [inputs.load(source, ops).require_pixels() for source in sources]
+  tiles = [ops.tile_grid(image.shape[0], image.shape[1]).cut(image) for image in images]
+  # One tile of each image, from different places.
+  graph_inputs = np.stack([tiles[i][i % len(tiles[i])] for i in range(len(tiles))])
   network_inputs = (
     np.stack([model.ops.apply(image) for image in graph_inputs]) if camera_size else graph_inputs
   )

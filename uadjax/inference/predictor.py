@@ -5,7 +5,7 @@ images in the batch nor on the number of devices, and there is one compilation p
 
 This module never imports TensorFlow.
 
-Letters: b batch, h w the original image, height width the network image.
+Letters: b batch, h w the original image, height width a tile.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -15,6 +15,9 @@ import itertools
 import os
 from pathlib import Path, PurePath
 from typing import NamedTuple
+
+from jaxtyping import UInt8
+import numpy as np
 
 from uadjax.data import image_statistics, inputs
 from uadjax.data.inputs import LoadedImage
@@ -30,7 +33,17 @@ from uadjax.system import http, logging, threads
 
 Future = futures.Future
 LoadFunction = Callable[[inputs.Source], LoadedImage]
-ScoredImage = tuple[LoadedImage, Prediction | None]  # None for an unreadable image.
+
+
+class LoadedTile(NamedTuple):
+  """A tile of an image; the only one of an unreadable image has no pixels."""
+
+  image: LoadedImage
+  pixels: UInt8[np.ndarray, 'height width 3'] | None
+
+
+TileGetter = Callable[[], LoadedTile]
+ScoredTile = tuple[LoadedImage, Prediction | None]  # None for an unreadable image.
 
 
 class Predictor(NamedTuple):
@@ -39,7 +52,7 @@ class Predictor(NamedTuple):
   Attributes:
     model: contents of the model's manifest.
     devices: devices that share the batches, or the name of an inference runtime.
-    scorer: scorer of images at network size.
+    scorer: scorer of tiles.
     anonymous_names: names used so far for results of images without a file, such as those of a
       camera, which come in separate calls; maps each to its last number.
     access: policy on the URLs that may be read.
@@ -89,7 +102,7 @@ class Predictor(NamedTuple):
       sources: images as listed by `inputs.expand`.
       batch_size: images per call of the detector.
       strict: whether to raise an error at the first unreadable image.
-      load: thread-safe function that loads an image at network size; by default from its source.
+      load: thread-safe function that loads and scales an image; by default from its source.
 
     Raises:
       ConfigError: `batch_size` is not a whole number from 1 to `MAX_BATCH_SIZE`.
@@ -111,6 +124,37 @@ class Predictor(NamedTuple):
       image.reread_source, stem, model.ops, model.thresholds, image.size, *prediction, warnings
     )
 
+  def cut_tiles(self, image: LoadedImage) -> list[UInt8[np.ndarray, 'height width 3']]:
+    """Return the tiles of a readable image, which the scorer takes."""
+    pixels = image.require_pixels()
+    return self.model.ops.tile_grid(pixels.shape[0], pixels.shape[1]).cut(pixels)
+
+  def join_tiles(self, image: LoadedImage, predictions: Iterable[Prediction]) -> Prediction:
+    """Return the prediction of a readable image, given those of its tiles, which come first."""
+    pixels, model = image.require_pixels(), self.model
+    grid = model.ops.tile_grid(pixels.shape[0], pixels.shape[1])
+    return scorers.join_tiles(grid, predictions, model.config.detector.image_score)
+
+  def _tiles(
+    self, sources: Iterator[inputs.Source], load: LoadFunction, read_pool: futures.Executor
+  ) -> Iterator[TileGetter]:
+    """Yield functions that wait for a tile; whole images are loaded in a pool, one per function.
+
+    Images of several tiles are loaded one by one, when the tiles of the one before are taken.
+    """
+
+    def load_whole(source: inputs.Source) -> LoadedTile:
+      image = load(source)
+      return LoadedTile(image, image.pixels)
+
+    for source in sources:
+      if not self.model.ops.is_tiled:
+        yield read_pool.submit(load_whole, source).result
+        continue
+      image = load(source)
+      for pixels in [None] if image.pixels is None else self.cut_tiles(image):
+        yield functools.partial(LoadedTile, image, pixels)
+
   def _results(
     self, scorer: Scorer, sources: Iterable[inputs.Source], strict: bool, load: LoadFunction
   ) -> Generator[Result, None, None]:
@@ -120,12 +164,16 @@ class Predictor(NamedTuple):
       threads.thread_pool(threads.num_cores(), 'uadjax-read') as read_pool,
       threads.thread_pool(scorer.concurrency, 'uadjax-score') as score_pool,
       threads.prefetch(
-        _submit_batches(scorer, iter(sources), load, read_pool, score_pool), 2 * scorer.concurrency
+        _submit_batches(scorer, self._tiles(iter(sources), load, read_pool), score_pool),
+        2 * scorer.concurrency,
       ) as batches,
     ):
-      for image, prediction in itertools.chain.from_iterable(batch.result() for batch in batches):
+      tiles = itertools.chain.from_iterable(batch.result() for batch in batches)
+      for image, first_prediction in tiles:
         stem = _unique_stem(image.source, used_names, self.anonymous_names)
-        if prediction:
+        if first_prediction:
+          others = (prediction for _, prediction in tiles if prediction)
+          prediction = self.join_tiles(image, itertools.chain([first_prediction], others))
           yield self.result(image, prediction, stem)
         elif strict and image.error:
           raise image.error
@@ -186,26 +234,24 @@ def save_results(
 
 
 def _submit_batches(
-  scorer: Scorer,
-  sources: Iterator[inputs.Source],
-  load: LoadFunction,
-  read_pool: futures.Executor,
-  score_pool: futures.Executor,
-) -> Iterator['Future[list[ScoredImage]]']:
-  """Start loading and scoring one batch per iteration, and yield its future."""
+  scorer: Scorer, tile_getters: Iterator[TileGetter], score_pool: futures.Executor
+) -> Iterator['Future[list[ScoredTile]]']:
+  """Start scoring one batch of tiles per iteration, and yield its future.
 
-  def score(image_futures: Sequence['Future[LoadedImage]'], batch_index: int) -> list[ScoredImage]:
-    images = [future.result() for future in image_futures]
-    pixels = [image.pixels for image in images if image.pixels is not None]
+  Batches are filled across images.
+  """
+
+  def score(chunk: Sequence[TileGetter], batch_index: int) -> list[ScoredTile]:
+    tiles = [get_tile() for get_tile in chunk]
+    pixels = [tile.pixels for tile in tiles if tile.pixels is not None]
     predictions = iter(scorer.score(pixels, batch_index))
-    return [(i, None if i.pixels is None else next(predictions)) for i in images]
+    return [(t.image, None if t.pixels is None else next(predictions)) for t in tiles]
 
   for batch_index in itertools.count():
-    chunk = itertools.islice(sources, scorer.batch_sizes[-1])
-    image_futures = [read_pool.submit(load, source) for source in chunk]
-    if not image_futures:
+    chunk = list(itertools.islice(tile_getters, scorer.batch_sizes[-1]))
+    if not chunk:
       return
-    yield score_pool.submit(score, image_futures, batch_index)
+    yield score_pool.submit(score, chunk, batch_index)
 
 
 def _unique_stem(

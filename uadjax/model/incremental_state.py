@@ -1,11 +1,12 @@
 """State for incremental fitting, in the folder `state/` next to the model: arrays and images.
 
 A run that extends this one calibrates its thresholds also on images of this run. Their files may no
-longer exist, so their pixels are stored at network size.
+longer exist, so their scaled pixels are stored.
 
-Letters: n images, m stored images, h w network image, k values of a fingerprint.
+Letters: n images, t tiles of all images, m stored images, k values of a fingerprint.
 """
 
+import math
 from pathlib import Path
 import re
 import reprlib
@@ -27,20 +28,31 @@ class LearnedImages(NamedTuple):
   """Images that a model has learned from, over all runs in the order of learning.
 
   Attributes:
-    image_ids: unique id of each image, from which its fold follows.
+    num_tiles: number of tiles of each image; 1 for one that is not tiled.
+    tile_ids: unique id of each tile, image by image; the folds of the images follow from it.
     groups: position of the first near-duplicate of each image; its own if it is the first.
     fingerprints: fingerprint of each image, by which `near_duplicates` recognizes it.
     export_keys: number that exports of one image share (see `near_duplicates`); 0 for others.
     stored_rows: positions of the images whose pixels are stored.
-    pixels: pixels of these images at network size.
+    sizes: height and width of these images, scaled.
+    pixels: RGB pixels of these images, one image after another.
   """
 
-  image_ids: Int[np.ndarray, ' n']
+  num_tiles: Int[np.ndarray, ' n']
+  tile_ids: Int[np.ndarray, ' t']
   groups: Int[np.ndarray, ' n']
   fingerprints: Float[np.ndarray, 'n k']
   export_keys: Int[np.ndarray, ' n']
   stored_rows: Int[np.ndarray, ' m']
-  pixels: UInt8[np.ndarray, 'm h w 3']
+  sizes: Int[np.ndarray, 'm 2']
+  pixels: UInt8[np.ndarray, ' bytes']
+
+  def split_pixels(self) -> list[UInt8[np.ndarray, 'h w 3']]:
+    """Return the stored images, each as a view of `pixels`."""
+    shapes = [(height, width, 3) for height, width in self.sizes.tolist()]
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    parts = np.split(self.pixels, ends) if shapes else []
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class IncrementalState(NamedTuple):
@@ -57,19 +69,21 @@ class IncrementalState(NamedTuple):
   @property
   def num_images(self) -> int:
     """Number of images that the model has learned from."""
-    return len(self.images.image_ids)
+    return len(self.images.num_tiles)
 
 
 # State of no run, for a new model.
 EMPTY = IncrementalState(
   {},
   LearnedImages(
+    np.zeros(0, np.int64),
     np.zeros(0, np.int32),
     np.zeros(0, np.int64),
     np.zeros((0, 0), np.float32),
     np.zeros(0, np.int64),
     np.zeros(0, np.int64),
-    np.zeros((0, 0, 0, 3), np.uint8),
+    np.zeros((0, 2), np.int64),
+    np.zeros(0, np.uint8),
   ),
 )
 
@@ -164,10 +178,11 @@ def load(folder: Path) -> IncrementalState:
 
 def _require_consistent(images: LearnedImages) -> None:
   """Raise ValueError if the arrays of the images do not match each other."""
-  n, m = (array.shape[0] if array.ndim else -1 for array in (images.image_ids, images.stored_rows))
+  n, m = (array.shape[0] if array.ndim else -1 for array in (images.num_tiles, images.stored_rows))
   expected = {
-    'image_ids': ('iu', (n,)), 'groups': ('iu', (n,)), 'fingerprints': ('f', (n, None)),
-    'export_keys': ('iu', (n,)), 'stored_rows': ('iu', (m,)), 'pixels': ('u', (m, None, None, 3)),
+    'num_tiles': ('iu', (n,)), 'tile_ids': ('iu', (None,)), 'groups': ('iu', (n,)),
+    'fingerprints': ('f', (n, None)), 'export_keys': ('iu', (n,)), 'stored_rows': ('iu', (m,)),
+    'sizes': ('iu', (m, 2)), 'pixels': ('u', (None,)),
   }  # fmt: skip
   for name, (kinds, shape) in expected.items():
     array = getattr(images, name)
@@ -180,6 +195,13 @@ def _require_consistent(images: LearnedImages) -> None:
     rows = getattr(images, name)
     if rows.size and not 0 <= rows.min() <= rows.max() < n:
       raise ValueError(f'{name} has positions that are not below {n}')
+  for name in ('num_tiles', 'sizes'):
+    if getattr(images, name).min(initial=1) < 1:
+      raise ValueError(f'{name} has numbers below 1')
+  if images.num_tiles.sum() != len(images.tile_ids):
+    raise ValueError(f'tile_ids has {len(images.tile_ids)} tiles, not {images.num_tiles.sum()}')
+  if 3 * sum(height * width for height, width in images.sizes.tolist()) != len(images.pixels):
+    raise ValueError(f'pixels has {len(images.pixels)} values, which differs from the sizes')
   if not np.isfinite(images.fingerprints).all():
     raise ValueError('fingerprints has values that are not finite')
 

@@ -1,11 +1,12 @@
-"""Scoring of images at network size, in batches padded to sizes that are compiled already.
+"""Scoring of tiles in batches padded to sizes that are compiled already, and joining their maps.
 
-`predict`, evaluation, the service and the checks of exported graphs all score with a `Scorer`.
+`predict`, evaluation, the service and the checks of exported graphs all score with a `Scorer`. An
+image that is not tiled counts as one tile.
 
 Letters: b batch, h w network image, n images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import itertools
 import threading
@@ -16,6 +17,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, UInt8
 import numpy as np
 
+from uadjax.data.tiles import TileGrid
+from uadjax.detectors import image_score
 from uadjax.distributed import mesh as meshes
 from uadjax.model.model_dir import Model
 from uadjax.system import threads
@@ -33,8 +36,25 @@ class Prediction(NamedTuple):
   anomaly_map: Float[np.ndarray, 'h w']
 
 
+def join_tiles(grid: TileGrid, predictions: Iterable[Prediction], rule: str) -> Prediction:
+  """Join the predictions of the tiles of an image.
+
+  Args:
+    grid: the tiles.
+    predictions: prediction of each tile; as many are taken as the image has.
+    rule: rule of the image score, see `image_score.parse`. It is applied to the joined map; the
+      score of a single tile is the image's.
+  """
+  predictions = itertools.islice(predictions, grid.num_tiles)
+  if grid.num_tiles == 1:
+    (prediction,) = predictions
+    return prediction
+  anomaly_map = grid.join(prediction.anomaly_map for prediction in predictions)
+  return Prediction(image_score.of_map(anomaly_map, rule), anomaly_map)
+
+
 class Scorer(NamedTuple):
-  """Functions that score batches of images.
+  """Functions that score batches of tiles.
 
   A score depends on the size of the batch by rounding, but not on the other images in it.
 
@@ -72,6 +92,12 @@ class Scorer(NamedTuple):
     maps, image_scores = np.asarray(scores.map), np.asarray(scores.image)
     # Without the copy, a single prediction would keep the maps of its whole batch in memory.
     return [Prediction(float(image_scores[i]), maps[i].copy()) for i in range(len(images))]
+
+  def score_lazily(self, tiles: Iterable[Image]) -> Iterator[Prediction]:
+    """Score any number of tiles in order, in batches of the largest size."""
+    remaining = iter(tiles)
+    while batch := list(itertools.islice(remaining, self.batch_sizes[-1])):
+      yield from self.score(batch)
 
   def score_all(self, images: UInt8[np.ndarray, 'n h w 3']) -> Scores:
     """Score any number of images in order; the first batch has the smallest size."""

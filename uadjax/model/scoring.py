@@ -2,7 +2,6 @@
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
-import itertools
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -15,13 +14,14 @@ from uadjax.data.records import Record
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.model import calibration
+from uadjax.model.scorer import join_tiles, Prediction
 from uadjax.types import Batch, Scores
 
 OnDevice = TypeVar('OnDevice')
 
 
 class ScoredRecord(NamedTuple):
-  """Record with its raw scores; the anomaly map has network size."""
+  """Record with its raw scores; the anomaly map has the size of the scaled image."""
 
   record: Record
   anomaly_map: Float[np.ndarray, 'h w']
@@ -49,24 +49,26 @@ def score_records(
   cache: ImageCache,
   batch_size: int,
   mesh: meshes.Mesh,
+  rule: str,
   specs: Any = None,
   prepare: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Iterator[ScoredRecord]:
-  """Score images in order.
+  """Score images in order, and join the maps of their tiles.
 
-  The last batch is padded, so that there is one compilation. While a batch is being used, the next
-  one is being computed.
+  Batches are filled across images, and the last one is padded, so that there is one compilation.
+  While a batch is being used, the next one is being computed.
 
   Args:
     scorer: (fitted, batch) -> scores.
     fitted: fitted arrays, padded to equal shards if they are sharded.
     records: the images.
     cache: reads the images, or has them in memory.
-    batch_size: number of images per batch; rounded up to a multiple of the devices.
+    batch_size: number of tiles per batch; rounded up to a multiple of the devices.
     mesh: devices to compute on.
+    rule: rule of the image score, for images of several tiles; see `image_score.parse`.
     specs: `PartitionSpec`s of leaves or whole subtrees of `fitted`; None if nothing is sharded.
     prepare: function that is applied to each batch before it is copied to the devices, for example
-      to add features. `Batch.index` is the position in `records`.
+      to add features. `Batch.index` is the position of the tile in `cache.list_tiles`.
   """
   batch_size += -batch_size % mesh.size
   if specs is None:
@@ -76,11 +78,14 @@ def score_records(
   batches = batch_streams.eval_batches(records, cache, batch_size, processes.index_and_count())
   batches = map(prepare, batches)
   pending = prefetch_to_device(batches, lambda x: scorer(fitted, meshes.shard_batch(mesh, x)))
-  remaining = iter(records)
-  for scores in pending:
-    scores = meshes.to_host(mesh, scores)
-    for row, record in enumerate(itertools.islice(remaining, batch_size)):
-      yield ScoredRecord(record, scores.map[row], float(scores.image[row]))
+  predictions = (
+    Prediction(float(image_score), anomaly_map)
+    for scores in pending
+    for anomaly_map, image_score in zip(*meshes.to_host(mesh, scores), strict=True)
+  )
+  for record in records:
+    score, anomaly_map = join_tiles(cache.tile_grid(record.path), predictions, rule)
+    yield ScoredRecord(record, anomaly_map, score)
 
 
 def prefetch_to_device(

@@ -167,8 +167,9 @@ class Service:
 
   async def predict(self, served_model: models.ServedModel, image: LoadedImage) -> Result:
     """Score a decoded image, and return the result with its verdict."""
-    prediction = await self.batchers[served_model.name].score(image.require_pixels())
-    result = served_model.predictor.result(image, prediction, 'image')
+    predictor, batcher = served_model.predictor, self.batchers[served_model.name]
+    predictions = await asyncio.gather(*map(batcher.score, predictor.cut_tiles(image)))
+    result = predictor.result(image, predictor.join_tiles(image, predictions), 'image')
     self.metrics.scored_images.labels(served_model.name, result.label).inc()
     return result
 

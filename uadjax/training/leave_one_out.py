@@ -17,6 +17,7 @@ import numpy as np
 
 from uadjax.data import batches as batch_streams
 from uadjax.data.records import Record
+from uadjax.data.tiles import Tile
 from uadjax.detectors.base import HostEmbeddings
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.model import calibration, incremental_state, scoring
@@ -59,7 +60,8 @@ def score(
   """
   table = run.image_table
   records, is_old = table.records_at(table.scored_rows), table.scored_rows < table.num_previous
-  batch_size = _even_batch_size(int(np.bincount(table.scored_folds, minlength=1).max()), batch_size)
+  num_tiles = np.bincount(table.scored_folds, table.num_tiles[table.scored_rows], minlength=1)
+  batch_size = _even_batch_size(int(num_tiles.max()), batch_size)
   scored_rows = _score_rows(run, extractor, embeddings, records, batch_size)
   # Only the scores of a single model take the time that those of the final model will take.
   scored_rows = progress.show_progress(
@@ -78,10 +80,10 @@ def score(
   return calibration.CalibrationScores(tuple(paths), scores[order], peaks[order])
 
 
-def _even_batch_size(num_images: int, max_size: int) -> int:
-  """Return the size of as few equal batches as hold the images of a fold, with little padding."""
-  num_batches = max(1, math.ceil(num_images / max_size))
-  return max(1, math.ceil(num_images / num_batches))
+def _even_batch_size(num_tiles: int, max_size: int) -> int:
+  """Return the size of as few equal batches as hold the tiles of a fold, with little padding."""
+  num_batches = max(1, math.ceil(num_tiles / max_size))
+  return max(1, math.ceil(num_tiles / num_batches))
 
 
 def _score_rows(
@@ -94,12 +96,14 @@ def _score_rows(
   """Yield the position of each record and its scores, by models that have not learned from it."""
   for rows, scorer, model, specs in _held_out_models(run, extractor, embeddings, batch_size):
     chosen = [records[i] for i in rows.tolist()]
+    tiles = run.cache.list_tiles(record.path for record in chosen)
 
-    def add_embeddings(batch: Batch, records: Sequence[Record] = chosen) -> Batch:
-      return embeddings.add_to_batch(batch, records)
+    def add_embeddings(batch: Batch, tiles: Sequence[Tile] = tiles) -> Batch:
+      return embeddings.add_to_batch(batch, tiles)
 
+    rule = run.detector.image_score
     scored = scoring.score_records(
-      scorer, model, chosen, run.cache, batch_size, run.mesh, specs, add_embeddings
+      scorer, model, chosen, run.cache, batch_size, run.mesh, rule, specs, add_embeddings
     )
     yield from zip(rows.tolist(), scored, strict=True)
     del model, scored  # They may take gigabytes.
@@ -112,8 +116,10 @@ def _held_out_models(
   """Yield models that together score all images of `run.image_table.scored_rows`."""
   images, functions = run.image_table, run.leave_one_out
   groups, folds = images.groups[images.scored_rows], images.scored_folds
-  # With a single fold, the closed form leaves out each image, but not its near-duplicates.
-  is_grouped = (np.bincount(images.groups)[groups] > 1) & (functions.num_folds == 1)
+  # With a single fold, the closed form leaves out a single tile, but not the others of its image
+  # and of its near-duplicates.
+  num_tiles_by_group = np.bincount(images.groups, images.num_tiles)
+  is_grouped = (num_tiles_by_group[groups] > 1) & (functions.num_folds == 1)
   score_held_out, specs = jax.jit(functions.score), run.detector.sharding_specs
   held_out_specs, fitted_specs = (specs.held_out_model, specs.fitted) if specs else (None, None)
   for fold in np.unique(folds[~is_grouped]).tolist():
@@ -155,22 +161,33 @@ def embed(
   records: Sequence[Record],
   batch_size: int,
 ) -> Iterator[HostEmbeddings]:
-  """Yield the embeddings of images in order, in batches; compute those that are not stored."""
+  """Yield the embeddings of images, tile by tile in batches; compute those that are not stored."""
   batch_size += -batch_size % run.mesh.size
-  for start in range(0, len(records), batch_size):
-    chunk = records[start : start + batch_size]
-    stored = embeddings.get(chunk)
-    yield _compute(run, extractor, chunk, batch_size) if stored is None else stored
+  for chunk in _chunk_records(run, records, batch_size):
+    tiles = run.cache.list_tiles(record.path for record in chunk)
+    stored = embeddings.get(tiles)
+    if stored is not None:
+      yield stored
+      continue
+    process = processes.index_and_count()
+    start = 0
+    for batch in batch_streams.eval_batches(chunk, run.cache, batch_size, process):
+      features = jax.jit(run.leave_one_out.embed)(extractor, meshes.shard_batch(run.mesh, batch))
+      yield meshes.to_host(run.mesh, features)[: len(tiles) - start]
+      start += batch_size
 
 
-def _compute(
-  run: OnePassRun, extractor: PyTree, records: Sequence[Record], batch_size: int
-) -> HostEmbeddings:
-  """Compute the embeddings of at most `batch_size` images.
-
-  `batch_size` is a multiple of the number of devices.
-  """
-  process = processes.index_and_count()
-  (batch,) = batch_streams.eval_batches(records, run.cache, batch_size, process)
-  features = jax.jit(run.leave_one_out.embed)(extractor, meshes.shard_batch(run.mesh, batch))
-  return meshes.to_host(run.mesh, features)[: len(records)]
+def _chunk_records(
+  run: OnePassRun, records: Sequence[Record], max_tiles: int
+) -> Iterator[list[Record]]:
+  """Group images so that each group has at most so many tiles, or a single image."""
+  chunk, num_tiles = [], 0
+  for record in records:
+    added_tiles = run.cache.tile_grid(record.path).num_tiles
+    if chunk and num_tiles + added_tiles > max_tiles:
+      yield chunk
+      chunk, num_tiles = [], 0
+    chunk.append(record)
+    num_tiles += added_tiles
+  if chunk:
+    yield chunk

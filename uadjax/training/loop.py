@@ -79,8 +79,9 @@ def fit(
     Interrupted: a signal asked a process to stop; a checkpoint of the last step is saved.
   """
   options = config.fit
-  batch_size = min(options.batch_size, len(train_records))
-  num_steps = total_steps(options, len(train_records))
+  num_tiles = len(cache.list_tiles(record.path for record in train_records))
+  batch_size = min(options.batch_size, num_tiles)
+  num_steps = total_steps(options, num_tiles)
   process_shard = processes.index_and_count()
   with contextlib.ExitStack() as stack:
     managers = stack.enter_context(checkpoint.open_managers(workdir / 'checkpoints'))
@@ -105,7 +106,7 @@ def fit(
     stack.callback(batches.close)
     batches = log_hook.time_data(scoring.prefetch_to_device(batches, place_train))
     validation = batch_streams.eval_batches(validation_records, cache, batch_size, process_shard)
-    eval_every = options.eval_every or max(1, len(train_records) // batch_size)
+    eval_every = options.eval_every or max(1, num_tiles // batch_size)
     best_step_hook = fit_hooks.BestStepHook(
       detector.validate, [*map(place_validation, validation)], eval_every, num_steps, best
     )
@@ -228,7 +229,8 @@ def cache_features(
   # With several processes, an image may belong to another process in every epoch.
   if detector.precompute is None or not records or processes.is_multiprocess():
     return lambda batch: batch
-  precompute, n = jax.jit(detector.precompute), len(records)
+  precompute = jax.jit(detector.precompute)
+  n = len(cache.list_tiles(record.path for record in records))
   images = np.zeros((batch_size, cache.ops.height, cache.ops.width, 3), np.uint8)
   blank_batch = Batch(images, np.zeros(batch_size, bool), np.zeros(batch_size, np.int32))
   shapes = jax.eval_shape(precompute, state, blank_batch)

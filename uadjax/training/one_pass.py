@@ -2,6 +2,9 @@
 
 The module `leave_one_out` scores the images for calibration. A later run can extend the saved state
 with further images.
+
+A detector learns from each tile of an image as from an image; one that is not tiled counts as one
+tile.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +25,7 @@ import numpy as np
 from uadjax.data import batches as batch_streams
 from uadjax.data.image_cache import ImageCache
 from uadjax.data.records import Record
+from uadjax.data.tiles import Tile
 from uadjax.detectors.base import (
   Detector,
   HostEmbeddings,
@@ -74,6 +78,10 @@ class OnePassRun(NamedTuple):
   mesh: meshes.Mesh
   state_dir: Path
 
+  def tiles(self) -> list[Tile]:
+    """Return the tiles of all records, in order."""
+    return self.cache.list_tiles(record.path for record in self.records)
+
   @property
   def state_mesh(self) -> meshes.Mesh:
     """Devices that hold the State: all, or the first if the detector shards nothing."""
@@ -114,7 +122,7 @@ def fit_one_pass(
 
   Args:
     run: the detector and its images.
-    batch_size: maximum number of images per update.
+    batch_size: maximum number of tiles per update.
     log_every: number of steps between two log lines.
     embeddings: store to which the embeddings of the records are added.
   """
@@ -168,11 +176,11 @@ def _learn(
 
   Micro-batches are embedded on all devices of the run, and joined to batches on `state_mesh`.
   """
-  num_images, state_mesh = len(run.records), run.state_mesh
-  num_steps = math.ceil(num_images / batch_size)
+  tiles, state_mesh = run.tiles(), run.state_mesh
+  num_steps = math.ceil(len(tiles) / batch_size)
   micro_size = meshes.micro_batch_size(run.mesh, batch_size)
-  # The smallest number that covers all images in `num_steps`, so that batches are evenly filled.
-  num_micro_batches = math.ceil(num_images / num_steps / micro_size)
+  # The smallest number that covers all tiles in `num_steps`, so that batches are evenly filled.
+  num_micro_batches = math.ceil(len(tiles) / num_steps / micro_size)
   batch_size = micro_size * num_micro_batches
   embed, learned_embeddings = jax.jit(run.leave_one_out.embed), _learned_embeddings_fn(run)
   log_hook = fit_hooks.LogHook(num_steps, 0, batch_size, log_every)
@@ -180,11 +188,11 @@ def _learn(
   def embed_micro_batch(micro_batch: Batch) -> Batch:
     features = embed(extractor, meshes.shard_batch(run.mesh, micro_batch))
     if learned_embeddings is None:
-      embeddings.add([run.records[i].path for i in micro_batch.index if i >= 0], features)
+      embeddings.add([tiles[i] for i in micro_batch.index if i >= 0], features)
     # Pixels are no longer needed, but one per image stays: XLA (JAX 0.11) crashes when a sharded
     # program takes an empty array and returns it with others.
     micro_batch = micro_batch._replace(image=micro_batch.image[:, :1, :1], features=features)
-    micro_batch = use_image_ids(micro_batch, run.image_table.new_image_ids)
+    micro_batch = use_tile_ids(micro_batch, run.image_table.new_tile_ids)
     return meshes.shard_batch(state_mesh, micro_batch)
 
   with contextlib.ExitStack() as stack:
@@ -208,7 +216,9 @@ def _learn(
     state = loop.run(update_with_space, state, batches, range(1, num_steps + 1), hooks)
   embeddings.finish()
   if learned_embeddings is not None:
-    _store_learned(run, embeddings, *learned_embeddings(state))
+    tile_by_id = dict(zip(run.image_table.new_tile_ids.tolist(), tiles, strict=True))
+    tile_ids, learned = learned_embeddings(state)
+    embeddings.add_views([tile_by_id[i] for i in tile_ids.tolist()], learned)
   return state, finalize
 
 
@@ -223,17 +233,6 @@ def _learned_embeddings_fn(
   is_cpu = run.state_mesh.devices.ravel()[0].platform == 'cpu'
   shares_memory = is_cpu and not processes.is_multiprocess()
   return run.leave_one_out.learned_embeddings if shares_memory else None
-
-
-def _store_learned(
-  run: OnePassRun,
-  store: EmbeddingStore,
-  image_ids: Int[np.ndarray, ' n'],
-  embeddings: HostEmbeddings,
-) -> None:
-  ids, paths = run.image_table.new_image_ids.tolist(), [record.path for record in run.records]
-  path_by_id = dict(zip(ids, paths, strict=True))
-  store.add_views([path_by_id[i] for i in image_ids.tolist()], embeddings)
 
 
 def _compile_ahead(
@@ -296,7 +295,7 @@ def _concatenate_shards(micro_batches: list[Batch], axis_name: str | None) -> Ba
   return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *micro_batches)
 
 
-def use_image_ids(batch: Batch, image_ids: Int[np.ndarray, ' n']) -> Batch:
-  """Replace the index of each valid row by the id of that record; it stays -1 for padding."""
-  index = np.where(np.asarray(batch.valid), image_ids[np.asarray(batch.index)], -1)
+def use_tile_ids(batch: Batch, tile_ids: Int[np.ndarray, ' t']) -> Batch:
+  """Replace the index of each valid row by the id of that tile; it stays -1 for padding."""
+  index = np.where(np.asarray(batch.valid), tile_ids[np.asarray(batch.index)], -1)
   return batch._replace(index=index.astype(np.int32))

@@ -10,7 +10,7 @@ import numpy as np
 
 from uadjax import backbones, config as configs, detectors
 from uadjax.backbones import weights as pretrained_weights
-from uadjax.data import records as record_types, transforms
+from uadjax.data import records as record_types
 from uadjax.data.image_cache import ImageCache
 from uadjax.data.image_statistics import StatisticsRange
 from uadjax.data.records import Record
@@ -126,7 +126,7 @@ def _train_by_gradient(
     splits.learned(), fractions, config.seed
   )
   calibration_records += splits.validation()
-  ops, num_train = cache.ops, len(train_records)
+  ops, num_train = cache.ops, len(cache.list_tiles(r.path for r in train_records))
   mesh = meshes.make_mesh(config.device, config.mesh.data, min(config.fit.batch_size, num_train))
   context = RunContext(
     ops.height, ops.width, num_train, learning_rate=loop.learning_rate_schedule(config.fit),
@@ -135,7 +135,7 @@ def _train_by_gradient(
   backbone, detector = model_dir.build_detector(config, context)
   variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
   held_out = f'{len(validation_records)} for validation, {len(calibration_records)} for calibration'
-  images = f'{num_train} good images for training, {held_out}'
+  images = f'{len(train_records)} good images for training, {held_out}'
   _log_start(config, images, splits.train, weights, mesh)
   workdirs.prepare(workdir, config)
   progress.announce(FIT)
@@ -150,11 +150,12 @@ def _train_by_gradient(
   fitted, batch_size = fit.fitted, config.evaluate.batch_size
   scorer = scoring.image_scorer(detector)
   distinct_records = record_types.distinct(calibration_records)
-  scored = scoring.score_records(scorer, fitted, distinct_records, cache, batch_size, mesh)
+  rule = detector.image_score
+  scored = scoring.score_records(scorer, fitted, distinct_records, cache, batch_size, mesh, rule)
   scored = progress.show_progress(scored, len(distinct_records), 'Calibrating', True)
   scores = scoring.collect_calibration_scores(scored)
   labeled_scores = labeled.score(
-    scorer, fitted, labeled_records, config.data.mask, cache, batch_size, mesh
+    scorer, fitted, labeled_records, config.data.mask, cache, batch_size, mesh, rule
   )
   thresholds = labeled.calibrate(config.calibrate, scores, labeled_scores)
   statistics = _range_of_statistics(splits.learned(), cache)
@@ -180,7 +181,7 @@ def _train_one_pass(
     statistics = statistics.merge(previous_info.image_statistics)
   # Batches are padded, so any number of devices works.
   mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
-  backbone, detector = _build_one_pass(config, records, previous.num_images, mesh)
+  backbone, detector = _build_one_pass(config, records, previous.images, cache, mesh)
   variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
   if previous_info:
     _require_same_weights(weights, previous_info.weights)
@@ -242,7 +243,8 @@ def _fit_and_calibrate(
   # With several processes, each has the embeddings of its share of a batch only: none are stored.
   max_bytes = 0 if processes.is_multiprocess() else config.fit.cache_bytes
   stored_records = run.image_table.records_at(image_table.rows_to_store(run.image_table))
-  embeddings = EmbeddingStore([record.path for record in stored_records], max_bytes)
+  stored_tiles = run.cache.list_tiles(record.path for record in stored_records)
+  embeddings = EmbeddingStore(stored_tiles, max_bytes)
   progress.announce(FIT)
   fit = one_pass.fit_one_pass(run, config.fit.batch_size, config.fit.log_every, embeddings)
   progress.announce(CALIBRATION)
@@ -280,17 +282,22 @@ def _range_of_statistics(records: Sequence[Record], cache: ImageCache) -> Statis
 
 
 def _build_one_pass(
-  config: Settings, records: Sequence[Record], num_previous: int, mesh: meshes.Mesh
+  config: Settings,
+  records: Sequence[Record],
+  previous: incremental_state.LearnedImages,
+  cache: ImageCache,
+  mesh: meshes.Mesh,
 ) -> tuple[backbones.Backbone, Detector]:
-  num_images, num_distinct = len(records), len(record_types.distinct(records))
-  if num_previous + num_distinct < _MIN_IMAGES:
+  num_tiles = len(cache.list_tiles(record.path for record in records))
+  num_distinct = len(record_types.distinct(records))
+  if len(previous.num_tiles) + num_distinct < _MIN_IMAGES:
     requirement = f'Leave-one-out calibration needs at least {_MIN_IMAGES} distinct good images'
     raise DataError(f'{requirement}, got {num_distinct}; add images.')
-  ops = transforms.parse(config.data.ops)
   state_mesh = meshes.state_mesh(mesh, config.mesh.shard_state)
   extra = meshes.micro_batch_size(mesh, config.fit.batch_size) // mesh.size
   context = RunContext(
-    ops.height, ops.width, num_images, num_previous, progress=progress.show_progress,
+    cache.ops.height, cache.ops.width, num_tiles, len(previous.tile_ids),
+    progress=progress.show_progress,
     shards=meshes.shards(state_mesh), max_extra_images_per_shard=extra,
   )  # fmt: skip
   return model_dir.build_detector(config, context)
@@ -321,8 +328,9 @@ def _score_validation(
   fitted, specs = _pad_to_shards(run, fitted)
   batch_size = min(config.evaluate.batch_size, len(records))
   scored = scoring.score_records(
-    scoring.image_scorer(run.detector), fitted, records, run.cache, batch_size, run.mesh, specs
-  )
+    scoring.image_scorer(run.detector), fitted, records, run.cache, batch_size, run.mesh,
+    run.detector.image_score, specs,
+  )  # fmt: skip
   return scoring.collect_calibration_scores(scored)
 
 
@@ -341,7 +349,7 @@ def _score_labeled(
   fitted, fitted_specs = _pad_to_shards(run, fitted)
   return labeled.score(
     scorer, fitted, records, config.data.mask, run.cache, batch_size, run.mesh,
-    fitted_specs,
+    run.detector.image_score, fitted_specs,
   )  # fmt: skip
 
 

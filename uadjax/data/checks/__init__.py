@@ -13,7 +13,7 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
-from uadjax.data import image_io, layouts, problems as dataset_problems
+from uadjax.data import image_io, layouts, problems as dataset_problems, transforms
 from uadjax.data.checks import rules, unused_files
 from uadjax.data.problems import ERROR, Problem
 from uadjax.data.records import Record, Splits
@@ -100,6 +100,7 @@ def check(
   progress: Progress = no_progress,
   on_train_image: ImageFunction | None = None,
   on_test_image: ImageFunction | None = None,
+  ops: transforms.Ops | None = None,
 ) -> Report:
   """Check one category of a dataset and report all its problems.
 
@@ -113,6 +114,7 @@ def check(
     on_train_image: function to call in a thread with path and pixels of each readable training
       image.
     on_test_image: the same for test images.
+    ops: operations that will scale the images, to warn of small defects; None for no such warning.
 
   Raises:
     DataError: the folder does not exist.
@@ -129,7 +131,7 @@ def check(
     splits = layouts.label_by_mask(splits, defective_masks, is_excluding)
   splits = rules.mark_near_duplicates(splits, images)
   unused = unused_files.find(listing.directory, splits, listing.layout.list_files)
-  dataset = rules.Dataset(listing, splits, images, masks, mask_reading, min_images, unused)
+  dataset = rules.Dataset(listing, splits, images, masks, mask_reading, min_images, unused, ops)
   all_problems = [*listing.problems]
   for inspection in (*images.values(), *masks.values()):
     all_problems += inspection.problems

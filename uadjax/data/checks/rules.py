@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from uadjax.data import image_io, layouts, near_duplicates
+from uadjax.data import image_io, layouts, near_duplicates, transforms
 from uadjax.data.checks import label_files, unused_files
 from uadjax.data.problems import error, Problem, warning
 from uadjax.data.records import GOOD, Record, Splits
@@ -18,6 +18,11 @@ from uadjax.errors import DataError, Setting
 from uadjax.system.text import format_percent
 
 _MAX_DEFECTIVE_FRACTION = 0.9  # Of a mask that is read as it was meant.
+# Images that are reduced more lose defects that a person sees.
+_MAX_REDUCTION = 4.0
+# A map cell of PatchCore, in pixels of the scaled image; one of PaDiM and STFPM is half as large.
+_CELL_SIZE = 8
+_MIN_DEFECT_CELLS = 2
 _INVERTED_PALETTE = 'The first color of its palette seems to mark the defect'
 
 ImageFunction: TypeAlias = Callable[[Path, UInt8[np.ndarray, 'h w 3']], None]
@@ -59,6 +64,7 @@ class Dataset(NamedTuple):
     mask_reading: how masks mark defects, see `image_io.parse_mask_reading`.
     min_images: smallest number of good training images that is not an error.
     unused: files below the dataset's folder that no record uses.
+    ops: operations that scale the images; None to assume none.
   """
 
   listing: layouts.Listing
@@ -68,6 +74,7 @@ class Dataset(NamedTuple):
   mask_reading: str
   min_images: int
   unused: Sequence[unused_files.UnusedFile] = ()
+  ops: transforms.Ops | None = None
 
 
 def inspect_image(path: Path, on_image: ImageFunction | None = None) -> Inspection:
@@ -152,6 +159,77 @@ def _size_mismatches(dataset: Dataset) -> Iterator[Problem]:
     message = size and mask_size and layouts.mask_size_mismatch(record, size, mask_size)
     if record.mask and message:
       yield error(SIZE_MISMATCH, record.mask, message)
+
+
+def _reduced_images(dataset: Dataset) -> Iterator[Problem]:
+  """Yield a warning if scaling reduces images so much that small defects vanish."""
+  if dataset.ops is None:
+    return
+  sizes = {path: image.size for path, image in dataset.images.items() if image.size}
+  frames = {path: frame for path, size in sizes.items() if (frame := _frame(dataset.ops, size))}
+  reductions = {path: _reduction(frame) for path, frame in frames.items()}
+  reduced = [path for path, reduction in reductions.items() if reduction > _MAX_REDUCTION]
+  if not reduced:
+    return
+  path = max(reduced, key=lambda path: reductions[path])
+  scaled_size = frames[path].height, frames[path].width
+  message = (
+    f'{len(reduced)} of {len(reductions)} images are reduced more than {_MAX_REDUCTION:g} times, '
+    f'such as {path}: {reductions[path]:.1f} times, from {_times(sizes[path])} to '
+    f'{_times(scaled_size)} pixels. Small defects may be lost.'
+  )
+  yield warning('strong reduction', dataset.listing.directory, f'{message} {_hint_tiles(dataset)}')
+
+
+def _small_defects(dataset: Dataset) -> Iterator[Problem]:
+  """Yield a warning if scaling makes labeled defects smaller than a few cells of the map."""
+  if dataset.ops is None:
+    return
+  min_area, small, total = _MIN_DEFECT_CELLS * _CELL_SIZE**2, dict[Path, float](), 0
+  for record in dataset.splits.test:
+    size = dataset.images[record.path].size
+    fraction = dataset.masks[record.mask].defective_fraction if record.mask else 0.0
+    frame = _frame(dataset.ops, size) if size and fraction else None
+    if not size or not frame:
+      continue
+    total += 1
+    scale_y = frame.height / (frame.bottom - frame.top)
+    scale_x = frame.width / (frame.right - frame.left)
+    if (area := fraction * size[0] * scale_y * size[1] * scale_x) < min_area:
+      small[record.path] = area
+  if small:
+    path = min(small, key=lambda path: small[path])
+    message = (
+      f'The defects of {len(small)} of {total} images take less than {_MIN_DEFECT_CELLS} cells of '
+      f'the anomaly map ({min_area} pixels after scaling), such as {path} ({small[path]:.0f} '
+      'pixels). They are hard to find.'
+    )
+    yield warning('small defects', dataset.listing.directory, f'{message} {_hint_tiles(dataset)}')
+
+
+def _frame(ops: transforms.Ops, size: tuple[int, int]) -> transforms.Frame | None:
+  """Return what a scaled image shows; None if the image is too small for a crop."""
+  with contextlib.suppress(DataError):
+    return ops.frame(*size)
+  return None
+
+
+def _reduction(frame: transforms.Frame) -> float:
+  """Return by how much scaling reduces an image along the axis where it does so more."""
+  return max((frame.bottom - frame.top) / frame.height, (frame.right - frame.left) / frame.width)
+
+
+def _hint_tiles(dataset: Dataset) -> str:
+  """Return the setting that keeps small defects."""
+  sides = [max(image.size) for image in dataset.images.values() if image.size]
+  side = min(max(sides), 1024)
+  if dataset.ops and dataset.ops.is_tiled:
+    return f'Raise the size of fit_within in {Setting("data.ops", str(dataset.ops))}.'
+  return f'Keep them with {Setting("data.ops", f"fit_within({side})|tile(256, 32)")}.'
+
+
+def _times(size: tuple[int, int]) -> str:
+  return f'{size[0]} x {size[1]}'
 
 
 def _unused_defects(dataset: Dataset) -> Iterator[Problem]:
@@ -358,4 +436,6 @@ RULES: tuple[Callable[[Dataset], Iterator[Problem]], ...] = (
   _near_duplicates,
   _foreign_labels,
   _small_splits,
+  _reduced_images,
+  _small_defects,
 )

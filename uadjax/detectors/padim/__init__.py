@@ -144,6 +144,7 @@ def make(
     incremental=base.Incremental(bind(to_arrays), bind(restore), summarize, drift),
     sharding_specs=specs if context.shards.num_shards > 1 else None,
     export_score_fn=bind(export_score_fn),
+    image_score=options.image_score,
   )
 
 

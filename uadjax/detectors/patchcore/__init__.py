@@ -121,6 +121,7 @@ def make(
     sharding_specs=specs if context.shards.num_shards > 1 else None,
     export_score_fn=bind(export_score_fn),
     bank_leaves=_BANK_LEAVES,
+    image_score=options.image_score,
   )
 
 

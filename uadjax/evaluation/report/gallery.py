@@ -89,7 +89,7 @@ def choose(
 
 def make_pictures(
   records: Sequence[Record],
-  anomaly_maps: Sequence[Float[np.ndarray, 'h w']] | Float[np.ndarray, 'n h w'],
+  anomaly_maps: Sequence[Float[np.ndarray, 'h w']],
   indices: Sequence[int],
   ops: transforms.Ops,
   mask_reading: str = image_io.NONZERO,
@@ -98,7 +98,7 @@ def make_pictures(
 
   Args:
     records: records of all images.
-    anomaly_maps: maps of all images at network size; may be memory-mapped.
+    anomaly_maps: maps of all scaled images; may be memory-mapped.
     indices: indices of the images to show.
     ops: preprocessing of the images.
     mask_reading: how masks mark defects, see `image_io.parse_mask_reading`.
@@ -123,7 +123,7 @@ def make_picture(
   """Encode the picture of one image in at most about `max_bytes`."""
   image = image_io.decode(record.path)
   size = image.shape[0], image.shape[1]
-  small_map, visible = ops.restore(anomaly_map, *_fit_within(size, _HEATMAP_SIDE))
+  small_map, visible = ops.restore(anomaly_map, *size, _fit_within(size, _HEATMAP_SIDE))
   levels, low, high = heatmap.to_levels(small_map)
   truth = pixel_scores.read_defect_mask(record, size, mask_reading)
   heatmap_png = _encode(Image.fromarray(levels), 'PNG')
