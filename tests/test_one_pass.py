@@ -301,7 +301,7 @@ def test_a_store_holds_views_only_where_all_images_fit(records, max_images):
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs a full disk')
-def test_what_a_full_disk_cannot_hold_is_not_stored(records, monkeypatch):
+def test_embeddings_that_a_full_disk_cannot_hold_are_not_stored(records, monkeypatch):
   monkeypatch.setattr(tempfile, 'TemporaryFile', functools.partial(Path('/dev/full').open, 'w+b'))
   tiles = [Tile(records[0].path)]
   store = EmbeddingStore(tiles, 1 << 20)
