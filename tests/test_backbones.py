@@ -97,13 +97,24 @@ GRADIENT_CASES = {
   'even': [(kernel, ((8, 8), 3, 5)) for kernel in KERNELS],
   'tiny': [((7, 2), ((1, 2), 3, 5)), ((3, 2), ((1, 2), 6, 4))],
 }
+# Without a cache, a product has as many positions as there are output channels, in whole rows.
+CHUNK_CASES = [((3, 2), ((12, 8), 3, 8)), ((3, 1), ((5, 4), 3, 20)), ((1, 1), ((3, 4), 3, 2))]
 
 
 @pytest.mark.parametrize(
   'maps', ['odd', *(pytest.param(maps, marks=pytest.mark.slow) for maps in ('even', 'tiny'))]
 )
 def test_the_weight_gradient_is_the_gradient(maps):
-  for (kernel, stride), (size, inner, outer) in GRADIENT_CASES[maps]:
+  compare_weight_gradients(GRADIENT_CASES[maps])
+
+
+def test_the_weight_gradient_is_the_sum_over_chunks_of_rows_or_images(monkeypatch):
+  monkeypatch.setattr(convolution, '_CACHE_BYTES', 0)
+  compare_weight_gradients(CHUNK_CASES)
+
+
+def compare_weight_gradients(cases):
+  for (kernel, stride), (size, inner, outer) in cases:
     random = np.random.default_rng(0)
     x = random.normal(size=(2, *size, inner)).astype(np.float32)
     k = random.normal(size=(kernel, kernel, inner, outer)).astype(np.float32)

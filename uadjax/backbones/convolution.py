@@ -22,7 +22,7 @@ FeatureMaps = dict[str, Float[Array, 'b _h _w _c']]  # Of the requested stages, 
 
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 _EXACT = lax.Precision.HIGHEST
-_CACHE_BYTES = 8 << 20  # Shifted images of one product must fit into a CPU's cache.
+_CACHE_BYTES = 512 << 10  # Patches of one product must fit into the L2 cache of a core.
 
 # torchvision initializes kernels by their fan-out, from a normal distribution without truncation.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -70,50 +70,42 @@ conv_custom_grad.defvjp(_forward, _backward)
 
 
 def _weight_gradient(x: Array, g: Array, kernel_size: int, stride: int) -> Array:
-  """Return the kernel gradient, all taps from one matrix product.
+  """Return the kernel gradient: the product of all patches of x with g.
 
-  The factors are x shifted horizontally and g shifted vertically. A few images are processed at a
-  time, so that the shifted copies stay in the cache.
+  A few rows of g are processed at a time, so that their patches stay in the cache.
   """
-  x, taps = _stride_to_channels(x, g, kernel_size, stride)
-  (b, rows, _, c), (_, _, width, o) = x.shape, g.shape
-  g = jnp.pad(g, ((0, 0), (taps - 1, taps - 1), (0, 0), (0, 0)))
+  k, half = kernel_size, kernel_size // 2
+  x = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+  (b, h, w, o), (*_, columns, c) = g.shape, x.shape
+  # The more output channels, the more rows, because every product is added to all of the gradient.
+  num_positions = max(_CACHE_BYTES // (k * k * c * x.dtype.itemsize), o)
+  rows = _largest_divisor(h, num_positions // w)
+  images = _largest_divisor(b, num_positions // (h * w))
+  chunks_per_image = h // rows
 
-  def accumulate(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
-    x, g = chunk
-    shifted_x = jnp.concatenate([x[:, :, j : j + width] for j in range(taps)], axis=-1)
-    shifted_g = jnp.concatenate([g[:, i : i + rows] for i in reversed(range(taps))], axis=-1)
-    return total + jnp.einsum('bhwm,bhwn->mn', shifted_x, shifted_g, precision=_EXACT), None
+  def add_chunk(index: Array, total: Array) -> Array:
+    image, row = index // chunks_per_image * images, index % chunks_per_image * rows
+    x_size = (images, (rows - 1) * stride + k, columns, c)
+    x_chunk = lax.dynamic_slice(x, (image, row * stride, 0, 0), x_size)
+    g_chunk = lax.dynamic_slice(g, (image, row, 0, 0), (images, rows, w, o))
+    patches = jnp.concatenate(
+      [
+        x_chunk[:, i : i + (rows - 1) * stride + 1 : stride, j : j + (w - 1) * stride + 1 : stride]
+        for i in range(k)
+        for j in range(k)
+      ],
+      axis=-1,
+    )
+    return total + jnp.einsum('bhwm,bhwo->mo', patches, g_chunk, precision=_EXACT)
 
-  image_bytes = rows * width * taps * c * x.dtype.itemsize
-  n = max(n for n in range(1, b + 1) if b % n == 0 and (n == 1 or n * image_bytes <= _CACHE_BYTES))
-  chunks = x.reshape(b // n, n, *x.shape[1:]), g.reshape(b // n, n, *g.shape[1:])
-  total, _ = lax.scan(accumulate, jnp.zeros((taps * c, taps * o), x.dtype), chunks)
-  kernel = total.reshape(taps, c, taps, o).transpose(2, 0, 1, 3)
-  if kernel_size == 1 or stride == 1:
-    return kernel
-  full_kernel = kernel.reshape(taps, taps, stride, stride, c // stride**2, o)
-  full_kernel = full_kernel.transpose(0, 2, 1, 3, 4, 5)
-  return full_kernel.reshape(taps * stride, taps * stride, -1, o)[:kernel_size, :kernel_size]
+  num_chunks = b // images * chunks_per_image
+  total = lax.fori_loop(0, num_chunks, add_chunk, jnp.zeros((k * k * c, o), x.dtype))
+  return total.reshape(k, k, c, o)
 
 
-def _stride_to_channels(x: Array, g: Array, kernel_size: int, stride: int) -> tuple[Array, int]:
-  """Pad x and move blocks of stride x stride pixels into channels.
-
-  Returns:
-    Input and kernel size of an equivalent convolution without stride or padding.
-  """
-  if kernel_size == 1:
-    return x[:, ::stride, ::stride], 1
-  (_, height, width, _), (b, h, w, _) = x.shape, g.shape
-  taps, half = -(-kernel_size // stride), kernel_size // 2
-  rows, columns = (h + taps - 1) * stride, (w + taps - 1) * stride
-  # Where no stride reaches the last row or column, it is cut off, so the padding is at least zero.
-  end_padding = max(rows - half - height, 0), max(columns - half - width, 0)
-  x = jnp.pad(x, ((0, 0), (half, end_padding[0]), (half, end_padding[1]), (0, 0)))
-  x = x[:, :rows, :columns]
-  x = x.reshape(b, h + taps - 1, stride, w + taps - 1, stride, -1)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h + taps - 1, w + taps - 1, -1), taps
+def _largest_divisor(n: int, limit: int) -> int:
+  """Return the largest divisor of n up to `limit`, at least 1."""
+  return next(divisor for divisor in range(max(min(n, limit), 1), 0, -1) if n % divisor == 0)
 
 
 def space_to_depth(x: Float[Array, 'b h w c'], block_size: int) -> Float[Array, 'b _h _w _c']:
