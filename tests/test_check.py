@@ -428,7 +428,7 @@ def test_every_image_is_passed_to_the_function_of_its_split(tmp_path):
   for images, records in zip((train, test), report.splits, strict=True):
     assert images.keys() == {record.path for record in records}
     for path, image in images.items():
-      np.testing.assert_array_equal(image, image_io.decode(path))
+      np.testing.assert_array_equal(image.pixels, image_io.decode(path))
 
 
 def test_absent_folders_and_unknown_layouts_are_refused(tmp_path):

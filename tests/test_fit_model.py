@@ -182,7 +182,9 @@ def test_a_model_is_extended_with_its_own_settings(plan, drawn, fitted):
   assert (config.detector, config.backbone) == (info.config.detector, info.config.backbone)
   assert dataclasses.asdict(config.calibrate) == calibrate
   assert (config.seed, config.fit.batch_size) == (5, 4)
-  want = dataclasses.replace(fresh.data, root=str(folder), mask='above:7', ops=data['ops'])
+  want = dataclasses.replace(
+    fresh.data, root=str(folder), mask='above:7', ops=data['ops'], bits='16'
+  )
   assert config.data == want
   assert config.fit == dataclasses.replace(fresh.fit, batch_size=4, extend=str(model))
   for section in ('check', 'evaluate', 'mesh', 'hosts'):

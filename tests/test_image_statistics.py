@@ -142,7 +142,7 @@ def test_statistics_are_those_of_a_slow_loop():
       laplacian[y, x] += neighbor - levels[y, x]
   saturation = np.mean([int(p.max()) - int(p.min()) for p in pixels.reshape(-1, 3)])
   sharpness = np.sqrt(laplacian.var() - 20 / 12) / levels.std()
-  expected = (levels.mean(), levels.std(), sharpness, saturation, 50, 70)
+  expected = (levels.mean(), levels.std(), sharpness, saturation, 50, 70, 0)
   np.testing.assert_allclose(image_statistics.measure(pixels, (50, 70)), expected, rtol=1e-5)
 
 

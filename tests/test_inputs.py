@@ -290,6 +290,10 @@ def test_nesting_changes_nothing(what):
   assert names(what) == [f'array_{number:04d}' for number in range(count(what))]
 
 
+class HasArray:
+  __array__ = RGB.__array__
+
+
 def test_wrong_types_are_named():
   for what, reason in (
     (None, 'type NoneType'),
@@ -298,7 +302,7 @@ def test_wrong_types_are_named():
     (object(), r"An input must be a path or URL .*, \{'img': any of these\}, or a list"),
     ('', 'an empty path'),
     ({'image': RGB}, r"key 'img'; this one has the keys \['image'\]"),
-    (Image.fromarray(RGB), r'type Image as an image\. Pass numpy\.asarray\(\) of it\.'),
+    (HasArray(), r'type HasArray as an image\. Pass numpy\.asarray\(\) of it\.'),
     (io.BytesIO(PNG), r'type BytesIO as an image\. Pass what its read\(\) returns\.'),
   ):
     for wrong in (what, [what], [RGB, (what,)]):
@@ -316,8 +320,6 @@ def test_gray_arrays_are_repeated_and_strides_do_not_matter():
 
 def test_other_arrays_are_refused_with_the_way_out():
   for array, way in (
-    (RGB / 255, r'dtype float64; .* Scale its values'),
-    (RGB.astype(np.uint16), r'uint16; .* Scale its values'),
     (RGB > 99, r'bool; .* Scale its values'),
     (np.array([['x']], object), r'object; .* Scale its values'),
     (RGB[None], r'\(1, 23, 31, 3\) .* list\(array\)'),

@@ -199,6 +199,6 @@ def test_a_harmed_model_gets_one_clear_error(directory, harm, words):
 def test_a_model_of_another_format_is_refused_with_a_way_to_fit_again(directory, config, fitted):
   model_dir.save(directory, config, fitted, LIMITS, NORMALS, STATISTICS, WEIGHTS)
   path = directory / 'manifest.json'
-  path.write_text(json.dumps({**json.loads(path.read_text()), 'format': 5}))
-  with pytest.raises(ModelError, match=r'format 5.* reads format 6 only.*uadjax fit DATASET'):
+  path.write_text(json.dumps({**json.loads(path.read_text()), 'format': 6}))
+  with pytest.raises(ModelError, match=r'format 6.* reads format 7 only.*uadjax fit DATASET'):
     model_dir.load(directory)

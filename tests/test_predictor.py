@@ -17,6 +17,7 @@ import small_runs
 
 from uadjax import create_model
 from uadjax.data import image_io, image_statistics, transforms
+from uadjax.data.pixel_range import FULL_RANGE
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError, DataError
 from uadjax.inference import predictor
@@ -258,6 +259,7 @@ class Stub:
       'Stub',
       settings.default_config('padim'),
       transforms.parse('resize(4)'),
+      FULL_RANGE,
       limits,
       training_range,
       None,

@@ -16,6 +16,7 @@ import small_runs
 from uadjax import cli, config as configs, errors, main, types
 from uadjax.cli import options
 from uadjax.data import image_io, records as record_types, transforms
+from uadjax.data.pixel_range import FULL_RANGE
 from uadjax.export import (
   cached_graph,
   exporter,
@@ -293,7 +294,9 @@ def test_the_last_batch_is_filled_with_images(padim, tmp_path):
   for i, record in enumerate(records, 1):
     Image.fromarray(np.full((2, 2, 3), i, np.uint8)).save(record.path)
   ops = transforms.parse('resize(2)')
-  images = quantization_check.EvaluationImages(records, [], ops, 'max', padim.thresholds)
+  images = quantization_check.EvaluationImages(
+    records, [], ops, FULL_RANGE, 'max', padim.thresholds
+  )
   chunks = [*images.read_batches(records, 3)]
   assert [images[:, 0, 0, 0].tolist() for images in chunks] == [[1, 2, 3], [4, 5, 4]]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from uadjax.data import transforms
+from uadjax.data.pixel_range import FULL_RANGE
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes
 from uadjax.experiment import score_program
@@ -58,7 +59,7 @@ def test_devices_score_alone_and_together_alike():
   """A mesh rounds a batch size up to a multiple of its devices."""
   limits = calibration.Thresholds(9.0, 9.0, 9.0, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
   info = model_dir.ModelInfo(
-    'Stub', None, transforms.parse('resize(4)'), limits, None, None, Path(), ''
+    'Stub', None, transforms.parse('resize(4)'), FULL_RANGE, limits, None, None, Path(), ''
   )
   model = model_dir.Model(*info, (), jax.jit(lambda _, images: mean(images)))
   images = [image(i) for i in range(5)]
@@ -81,7 +82,7 @@ def test_a_program_compiled_ahead_is_that_of_the_scorer():
     maps = pixels.astype('float32').mean(axis=3) + fitted.sum()
     return Scores(maps, maps.max(axis=(1, 2)))
 
-  info = model_dir.ModelInfo('Stub', None, None, None, None, None, Path(), '')
+  info = model_dir.ModelInfo('Stub', None, None, FULL_RANGE, None, None, None, Path(), '')
   detector, fitted = Detector(None, None, None, score), np.float32([3, 5])
   model = model_dir.Model(*info, fitted, jax.jit(score))
   for num_devices in (1, 3):

@@ -20,6 +20,7 @@ WRONG_TEXTS = {
   'data.category': ('train', 'dics', {}),
   'data.ops': ('train', 'rezise(32)', {}),
   'data.mask': ('train', 'above', {}),
+  'data.range': ('train', '9,1', {}),
   'backbone.weights': ('train', '/no/file.pth', {}),
   'detector.name': ('train', 'patchcoer', {}),
   'detector.layers': ('train', 'layer9', {}),

@@ -27,6 +27,8 @@ def run(options: CheckOptions) -> None:
     'category': options.category,
     'layout': options.layout,
     'mask': options.mask,
+    'bits': options.bits,
+    'range': options.range,
   }
   settings = configs.replace(DataSettings(), values)
   all_passed, output = True, options.output

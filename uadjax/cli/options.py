@@ -297,6 +297,10 @@ class CheckOptions(NamedTuple):
   mask: str = _option(
     'nonzero', 'HOW', 'How masks mark defects: nonzero, above:N, equals:N, inverted or alpha.'
   )
+  bits: Literal['auto', '8', '10', '12', '14', '16'] = _option(
+    'auto', 'N', 'Bit depth of 16-bit images: 8, 10, 12, 14, 16 or auto.'
+  )
+  range: str = _option('', 'LOW,HIGH', 'Black and white of float, signed and 32-bit images.')
   output: Path | None = _option(
     None, 'DIR', 'Folder for sample pictures, a histogram and the result.'
   )

@@ -31,7 +31,7 @@ _OPTION_BY_SETTING = {
 _ARGUMENT_BY_SETTING = {'data.category': '--category', 'data.root': 'DATASET'}
 # Options of single commands. Unlike a sweep, `fit` takes a single config.
 _OPTION_BY_COMMAND = {
-  'check': {'data.layout': '--layout', 'data.mask': '--mask'},
+  'check': {f'data.{name}': f'--{name}' for name in ('layout', 'mask', 'bits', 'range')},
   'fit': {'config': '--model', 'fit.extend': '--extend'},
 }
 # Sections whose settings are options of a command of another name; 'root' is `uadjax` without one.

@@ -8,7 +8,7 @@ The functions here take the `data` section of a configuration. `image_io` decode
 from collections.abc import Sequence
 import dataclasses
 
-from uadjax.data import checks, layouts, records, transforms
+from uadjax.data import bit_depth, checks, layouts, pixel_range, records, transforms
 from uadjax.data.settings import DataSettings
 from uadjax.system.progress import show_progress
 
@@ -48,9 +48,17 @@ def check_dataset(
     on_test_image: see `checks.check`.
   """
   config = _with_root(config)
+  if config.bits == pixel_range.AUTO:
+    config = decide_bits(config, scan(config).splits.train)
   dataset = config.root, config.category, config.layout, config.mask
-  ops = transforms.parse(config.ops)
-  return checks.check(*dataset, min_images, show_progress, on_train_image, on_test_image, ops)
+  functions, ops = (on_train_image, on_test_image), transforms.parse(config.ops)
+  return checks.check(*dataset, min_images, show_progress, *functions, config.pixel_range, ops)
+
+
+def decide_bits(config: DataSettings, training: Sequence[records.Record]) -> DataSettings:
+  """Return settings with a definite bit depth: `auto` takes that of the training images."""
+  is_definite = config.bits != pixel_range.AUTO
+  return config if is_definite else dataclasses.replace(config, bits=bit_depth.decide(training))
 
 
 def expand(config: DataSettings) -> list[str]:

@@ -10,8 +10,10 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from uadjax.data import image_io, inputs, near_duplicates, transforms
+from uadjax.data.image_io import DecodedImage
 from uadjax.data.image_statistics import ImageStatistics
 from uadjax.data.inputs import LoadedImage
+from uadjax.data.pixel_range import FULL_RANGE, PixelRange
 from uadjax.data.tiles import Tile, TileGrid
 
 
@@ -38,12 +40,13 @@ class ImageCache:
 
   Attributes:
     ops: operations from an original to its scaled image and tiles.
+    pixel_range: values of black and white in images of more than 8 bits.
     images: the images in memory.
   """
 
-  def __init__(self, ops: transforms.Ops, max_bytes: int):
+  def __init__(self, ops: transforms.Ops, max_bytes: int, pixel_range: PixelRange = FULL_RANGE):
     """Create an empty cache for `max_bytes` of pixels."""
-    self.ops = ops
+    self.ops, self.pixel_range = ops, pixel_range
     self.images: dict[Path, LoadedImage] = {}
     self._properties: dict[Path, ImageProperties] = {}
     self._free_bytes = max_bytes
@@ -51,11 +54,10 @@ class ImageCache:
     # Threads that ask for tiles of one image wait for the first to decode it.
     self._decoding = threading.Lock() if ops.is_tiled else contextlib.nullcontext()
 
-  def add(self, path: Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
+  def add(self, path: Path, image: DecodedImage) -> None:
     """Add the image of a file that has been decoded to its original size."""
-    loaded_image = inputs.load(inputs.Source(str(path), image), self.ops)
     source = inputs.Source(str(path), path)
-    self._add(path, loaded_image._replace(source=source, reread_source=source))
+    self._add(path, inputs.resize(source, source, image, self.ops))
 
   def load(self, path: Path) -> UInt8[np.ndarray, 'height width 3']:
     """Return a scaled image, from memory or from its file.
@@ -68,7 +70,8 @@ class ImageCache:
     with self._decoding:
       if path in self._recent:
         return self._recent[path]
-      loaded_image = inputs.load(inputs.Source(str(path), path), self.ops)
+      source = inputs.Source(str(path), path)
+      loaded_image = inputs.load(source, self.ops, pixel_range=self.pixel_range)
       pixels = loaded_image.require_pixels()
       self._add(path, loaded_image)
       if self.ops.is_tiled:

@@ -14,16 +14,18 @@ from pathlib import Path
 import re
 import struct
 import threading
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeAlias
 import warnings
 
 from jaxtyping import Bool, Num, UInt8
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
+from uadjax.data import image_values
+from uadjax.data.pixel_range import FULL_RANGE, PixelRange
 from uadjax.errors import DataError, refuse
 
-Source = str | Path | bytes | BinaryIO  # Path, content of a file, or open file.
+Source: TypeAlias = image_values.Source
 
 _PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 _PNG_METADATA = (b'eXIf', b'tEXt', b'zTXt', b'iTXt')
@@ -63,32 +65,95 @@ _POINTERS = {
   b'/annex/objects/': "a git-annex pointer; run 'git annex get'",
 }
 
-_STRIP_PIXELS = 1 << 20  # Number of pixels that are converted at once.
 MAX_PIXELS = 178_956_970  # Equals Pillow's limit, which other code in the process may have lifted.
 
 # EXIF orientation, 1 to 8 -> whether to transpose first, then the steps through rows and columns.
 _STEPS = (1, 1), (1, -1), (-1, -1), (-1, 1)
 _ORIENTATIONS = dict(enumerate(itertools.product((False, True), _STEPS), 1))
 
+_pillow_lock = threading.Lock()
 _suppression_lock = threading.Lock()
 _suppression = contextlib.ExitStack()
 _num_suppressing = 0
 
 
-def decode(source: Source, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, 'h w 3']:
-  """Decode an image to upright RGB.
+class DecodedImage(NamedTuple):
+  """Image as decoded from a file.
 
-  Gray becomes RGB. 16-bit gray is scaled by its full range (65535 is white), float gray by [0, 1].
-  Alpha is dropped, as `cv2.imread` and `Image.convert('RGB')` do, because an inspection camera does
-  not record transparency. Only the first frame of a file is used.
+  Attributes:
+    pixels: upright RGB.
+    has_further_pages: whether the file is a TIFF with further pages, which are not decoded.
+  """
+
+  pixels: UInt8[np.ndarray, 'h w 3']
+  has_further_pages: bool = False
+
+
+def decode(
+  source: Source, max_pixels: int = MAX_PIXELS, pixel_range: PixelRange = FULL_RANGE
+) -> UInt8[np.ndarray, 'h w 3']:
+  """Decode an image to upright RGB; see `read_image`."""
+  return read_image(source, max_pixels, pixel_range).pixels
+
+
+def read_image(
+  source: Source, max_pixels: int = MAX_PIXELS, pixel_range: PixelRange = FULL_RANGE
+) -> DecodedImage:
+  """Decode an image to upright RGB, and say whether its file has more than is decoded.
+
+  Gray becomes RGB. More than 8 bits are scaled to 8 bits by `pixel_range`. Alpha is dropped, as
+  `cv2.imread` and `Image.convert('RGB')` do, because an inspection camera does not record
+  transparency. Only the first frame or page of a file is used.
 
   Raises:
     TooLarge: the image has more than `max_pixels` pixels.
-    DataError: the image cannot be read; the message names the file and the reason.
+    DataError: the image cannot be read, or has values outside of `pixel_range`; the message names
+      the file and the reason.
   """
   with _open_image(source, max_pixels) as image:
-    image.load()
-    return _to_upright(_to_rgb(image), image)
+    pixels = _to_upright(to_rgb(image_values.read(image, source), pixel_range), image)
+    return DecodedImage(pixels, image_values.has_further_pages(image))
+
+
+def convert_pillow_image(
+  image: Image.Image, pixel_range: PixelRange = FULL_RANGE
+) -> UInt8[np.ndarray, 'h w 3']:
+  """Return the pixels of an image that Pillow opened or made, as those of its file are read.
+
+  Raises:
+    DataError: it cannot be decoded, has values outside of `pixel_range`, or 16 bits per channel in
+      color, of which Pillow keeps 8; the message continues a sentence.
+  """
+  with _pillow_lock:  # The same object may be in a list more than once, and loads only once.
+    try:
+      return _to_upright(to_rgb(image_values.read(image, None), pixel_range), image)
+    except DataError:
+      raise
+    except Exception as error:  # Pillow raises nearly anything on damaged files.
+      raise DataError(f'{error or type(error).__name__}.') from None
+
+
+def largest_16_bit_value(source: Source) -> int | None:
+  """Return the largest value of an image of 16 bits; None for others, which are not decoded.
+
+  Raises:
+    DataError: the image cannot be read; the message names the file and the reason.
+  """
+  with _open_image(source) as image:
+    return int(image_values.read(image, source).max()) if image_values.is_16_bit(image) else None
+
+
+def to_rgb(
+  values: Num[np.ndarray, 'h w ...'], pixel_range: PixelRange
+) -> UInt8[np.ndarray, 'h w 3']:
+  """Convert the values of an image in gray, [h w] or [h w 1], or in color, [h w 3], to RGB.
+
+  Raises:
+    DataError: a value is outside of the range; the message continues a sentence.
+  """
+  pixels = pixel_range.to_uint8(values)
+  pixels = pixels.reshape(*pixels.shape[:2], -1)
+  return pixels if pixels.shape[-1] == 3 else np.repeat(pixels, 3, axis=-1)
 
 
 class RawMask(NamedTuple):
@@ -257,7 +322,7 @@ def verify(source: Source) -> None:
 @contextlib.contextmanager
 def _open_image(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
   file = io.BytesIO(source) if isinstance(source, bytes) else source
-  error_type, cause = DataError, None
+  error_type, cause, details = DataError, None, {}
   try:
     with _suppress_warnings(), Image.open(file, formats=_FORMATS) as image:
       if image.width * image.height > max_pixels:
@@ -266,7 +331,8 @@ def _open_image(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Image.
       yield image
     return
   except DataError as error:
-    error_type, reason = type(error), str(error)
+    error_type, reason = type(error), error.message
+    details = {name: getattr(error, name) for name in ('key', 'value', 'allowed', 'hint')}
   except Image.DecompressionBombError:
     error_type, reason = TooLarge, f'it has too many pixels; at most {max_pixels} are allowed'
   except UnidentifiedImageError:
@@ -277,7 +343,7 @@ def _open_image(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Image.
       reason = f'it is {pointer}'
   except Exception as error:  # Pillow raises nearly anything on damaged files.
     cause, reason = error, getattr(error, 'strerror', None) or str(error) or type(error).__name__
-  raise error_type(f'Cannot read {_name(source)}: {reason.rstrip(".")}.') from cause
+  raise error_type(f'Cannot read {_name(source)}: {reason.rstrip(".")}.', **details) from cause
 
 
 def has_image_signature(path: Path) -> bool:
@@ -333,41 +399,6 @@ def _suppress_warnings() -> Iterator[None]:
       _num_suppressing -= 1
       if not _num_suppressing:
         _suppression.close()
-
-
-def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
-  if image.mode.startswith(('I', 'F')):
-    return np.repeat(_to_8_bit_gray(image)[..., None], 3, axis=-1)
-  if image.width * image.height <= _STRIP_PIXELS:
-    return _convert_to_rgb(image)
-  # Pillow's images take four bytes per pixel, and each conversion copies them. In strips, the
-  # copies are small.
-  pixels = np.empty((image.height, image.width, 3), np.uint8)
-  rows = max(1, _STRIP_PIXELS // image.width)
-  for top in range(0, image.height, rows):
-    strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-    pixels[top : top + rows] = _convert_to_rgb(strip)
-  return pixels
-
-
-def _convert_to_rgb(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
-  if image.mode in ('P', 'PA', 'La', 'RGBa'):  # Pillow has no direct lossless conversion to RGB.
-    image = image.convert('LA' if image.mode == 'La' else 'RGBA')
-  # Conversion to the same mode would be a copy.
-  return np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
-
-
-def _to_8_bit_gray(image: Image.Image) -> UInt8[np.ndarray, 'h w']:
-  values = np.asarray(image)
-  low, high = values.min(), values.max()
-  if image.mode == 'F':
-    if not (low >= 0.0 and high <= 1.0):  # The negated form also rejects NaN.
-      raise DataError(f'its float values range from {low:g} to {high:g}; they must be in [0, 1].')
-    return np.round(values * 255.0).astype(np.uint8)
-  if low < 0 or high > 65535:  # Mode 'I' includes 32-bit TIFFs.
-    raise DataError(f'its values {low} to {high} are not 8 or 16 bit.')
-  # Adding 128 rounds, because 65535 = 255 * 257.
-  return ((values.astype(np.int64) + 128) // 257).astype(np.uint8)
 
 
 def _orientation(image: Image.Image, exif: Image.Exif) -> tuple[bool, tuple[int, int]]:

@@ -37,6 +37,7 @@ class ImageStatistics(NamedTuple):
     saturation: mean difference of the largest and the smallest channel of a pixel.
     height: height of the original in pixels.
     width: width of the original in pixels.
+    further_pages: 1 if the file has further pages, which are not judged, else 0.
   """
 
   brightness: float
@@ -45,10 +46,21 @@ class ImageStatistics(NamedTuple):
   saturation: float
   height: int
   width: int
+  further_pages: int = 0
 
 
-def measure(pixels: UInt8[np.ndarray, 'height width 3'], size: tuple[int, int]) -> ImageStatistics:
-  """Measure an image at network size; `size` is height and width of the original."""
+def measure(
+  pixels: UInt8[np.ndarray, 'height width 3'],
+  size: tuple[int, int],
+  has_further_pages: bool = False,
+) -> ImageStatistics:
+  """Measure an image at network size.
+
+  Args:
+    pixels: the image.
+    size: height and width of the original.
+    has_further_pages: whether the file has further pages, which are not judged.
+  """
   gray = np.asarray(Image.fromarray(pixels).convert('F'))  # Luma, not rounded.
   contrast = float(gray.std())
   detail = math.sqrt(max(0.0, float(_laplacian(gray).var()) - _LAPLACIAN_OF_ROUNDING))
@@ -62,6 +74,7 @@ def measure(pixels: UInt8[np.ndarray, 'height width 3'], size: tuple[int, int]) 
     saturation=float((largest - smallest).mean()),
     height=size[0],
     width=size[1],
+    further_pages=int(has_further_pages),
   )
 
 
@@ -115,7 +128,7 @@ class ImageWarning(NamedTuple):
 
   Attributes:
     code: 'no_content', 'underexposed', 'overexposed', 'blurred', 'gray_instead_of_color',
-      'color_instead_of_gray' or 'other_size'.
+      'color_instead_of_gray', 'other_size' or 'further_pages'.
     message: a sentence with the value of the image and the range of the training images.
   """
 
@@ -186,6 +199,9 @@ def find_warnings(
     image.width, low.width, high.width
   ):
     warnings.append(ImageWarning('other_size', _describe_size(image, low, high)))
+  if image.further_pages > high.further_pages:
+    message = 'The file has further pages, which are not judged; the training images have none.'
+    warnings.append(ImageWarning('further_pages', message))
   return warnings
 
 

@@ -11,17 +11,21 @@ import itertools
 import os
 from pathlib import Path
 import re
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 from jaxtyping import UInt8
 import numpy as np
+from PIL import Image
 
 from uadjax.data import image_io, image_statistics, transforms
+from uadjax.data.image_io import DecodedImage
 from uadjax.data.layouts import scanning, text_list
+from uadjax.data.pixel_range import FULL_RANGE, PixelRange
 from uadjax.errors import DataError
 from uadjax.system import files, http, logging as log
 
-Origin: TypeAlias = Path | str | bytes | np.ndarray  # A file, a URL, an encoded image, pixels.
+# A file, a URL, an encoded image, or pixels.
+Origin: TypeAlias = Path | str | bytes | np.ndarray | Image.Image
 
 _URL = re.compile(r'[a-z][a-z0-9+.-]+://|data:', re.IGNORECASE)  # Does not match 'C:\\'.
 _WINDOWS_PATH = re.compile(r'[a-zA-Z]:[\\/]|\\\\')
@@ -33,7 +37,8 @@ class Source(NamedTuple):
 
   Attributes:
     name: name of the image in results: path, URL, or generated, such as 'array_0000'; valid UTF-8.
-    origin: file, URL, encoded image or pixels that `read` reads; an array is not copied.
+    origin: file, URL, encoded image, image of Pillow or array that `read` reads; an array is not
+      copied.
     subfolder: folder of the image relative to the input folder that was searched; else Path().
     location: list and line that name the image, which begin the message of its error; else ''.
   """
@@ -44,7 +49,12 @@ class Source(NamedTuple):
   location: str = ''
 
 
-def expand(inputs: object, skip: Path | None = None, warn: bool = True) -> Iterator[Source]:
+def expand(
+  inputs: object,
+  skip: Path | None = None,
+  warn: bool = True,
+  pixel_range: PixelRange = FULL_RANGE,
+) -> Iterator[Source]:
   """List the image sources of a user's input, lazily and in order; folders in natural order.
 
   A folder is walked once, even if several links lead to it. An unreadable item is listed like any
@@ -52,10 +62,12 @@ def expand(inputs: object, skip: Path | None = None, warn: bool = True) -> Itera
   input is raised here.
 
   Args:
-    inputs: path, URL, folder, array, bytes of an image file, {'img': any of these}, or an
-      arbitrarily nested list, tuple or iterator of any of these.
+    inputs: path, URL, folder, array (of NumPy, JAX or another library with DLPack), image of
+      Pillow, bytes of an image file, {'img': any of these}, or an arbitrarily nested list, tuple or
+      iterator of any of these.
     skip: folder to exclude, such as the folder of the results.
     warn: whether to warn of files in folders that are not read, and of masks that are.
+    pixel_range: values of black and white in images of more than 8 bits, to check a single array.
 
   Raises:
     DataError: the single input cannot be opened or contains no image; or, during iteration, an
@@ -71,36 +83,47 @@ def expand(inputs: object, skip: Path | None = None, warn: bool = True) -> Itera
   if first.origin is origin:  # Not an image that was listed from a folder.
     if isinstance(origin, Path):
       _open_regular(origin, first.name).close()
-    elif isinstance(origin, np.ndarray):
-      _to_rgb(origin, first.name)
+    elif isinstance(origin, np.ndarray | Image.Image):
+      read(first, pixel_range=pixel_range)
   return itertools.chain([first], sources)
 
 
 def read(
-  source: Source, access: http.Access = http.PUBLIC_ONLY, max_pixels: int = image_io.MAX_PIXELS
+  source: Source,
+  access: http.Access = http.PUBLIC_ONLY,
+  max_pixels: int = image_io.MAX_PIXELS,
+  pixel_range: PixelRange = FULL_RANGE,
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """Read an image as upright RGB; arrays are returned unchanged, except that gray becomes RGB.
+  """Read an image as upright RGB; arrays of 8 bits are returned unchanged, except that gray is RGB.
 
   Args:
     source: the image.
     access: policy on the URLs that may be read.
     max_pixels: largest number of pixels of an encoded image; the error for more is a `TooLarge`.
+    pixel_range: values of black and white in images of more than 8 bits.
 
   Raises:
     DataError: the image cannot be read; the message has its name and the reason.
   """
-  origin, name = fetch(source, access).origin, source.name
-  if isinstance(origin, np.ndarray):
-    return _to_rgb(origin, name)
+  return _read(fetch(source, access), max_pixels, pixel_range).pixels
+
+
+def _read(source: Source, max_pixels: int, pixel_range: PixelRange) -> DecodedImage:
+  """Read an image that has no URL, or was fetched from it."""
+  origin, name = source.origin, source.name
+  if isinstance(origin, np.ndarray | Image.Image):
+    return DecodedImage(_to_rgb(origin, name, pixel_range))
   if isinstance(origin, Path):
     with _located_errors(source), _open_regular(origin, name) as file:
-      return image_io.decode(file, max_pixels)
+      return image_io.read_image(file, max_pixels, pixel_range)
+  assert isinstance(origin, bytes)
   try:
-    return image_io.decode(origin, max_pixels)
-  except DataError as error:  # The message of `decode` has no name, because bytes have none.
+    return image_io.read_image(origin, max_pixels, pixel_range)
+  except DataError as error:  # The message has no name, because bytes have none.
     public_name = http.redact_url(name) if _URL.match(name) else name
     start = f'{source.location}: ' if source.location else ''
-    raise type(error)(f'{start}{public_name}: {error}') from None
+    error.message = f'{start}{public_name}: {error.message}'
+    raise
 
 
 def fetch(source: Source, access: http.Access = http.PUBLIC_ONLY) -> Source:
@@ -175,6 +198,7 @@ def load(
   access: http.Access = http.PUBLIC_ONLY,
   max_pixels: int = image_io.MAX_PIXELS,
   keep_original: bool = False,
+  pixel_range: PixelRange = FULL_RANGE,
 ) -> LoadedImage:
   """Fetch an image, decode it, and bring it to network size; every scored image is read here.
 
@@ -185,17 +209,25 @@ def load(
     max_pixels: largest number of pixels of an original; the error for more is a `TooLarge`.
     keep_original: whether `reread_source` holds the original's pixels, so that it need not be
       decoded again.
+    pixel_range: values of black and white in images of more than 8 bits.
   """
   try:
     fetched = fetch(source, access)
-    image = read(fetched, access, max_pixels)
+    image = _read(fetched, max_pixels, pixel_range)
   except DataError as error:
     return LoadedImage(source, source, error=error)
   if keep_original:
-    fetched = fetched._replace(origin=image)
-  size, pixels = (image.shape[0], image.shape[1]), ops.apply(image)
-  statistics = image_statistics.measure(pixels, size)
-  return LoadedImage(source, fetched, size, pixels, statistics)
+    fetched = fetched._replace(origin=image.pixels)
+  return resize(source, fetched, image, ops)
+
+
+def resize(
+  source: Source, reread_source: Source, image: DecodedImage, ops: transforms.Ops
+) -> LoadedImage:
+  """Bring a decoded image to network size; the sources are those of the result."""
+  size, pixels = (image.pixels.shape[0], image.pixels.shape[1]), ops.apply(image.pixels)
+  statistics = image_statistics.measure(pixels, size, image.has_further_pages)
+  return LoadedImage(source, reread_source, size, pixels, statistics)
 
 
 def _flatten(inputs: object) -> Iterator[Origin]:
@@ -229,12 +261,15 @@ def _container_items(item: object) -> Iterator[object] | None:
 
 
 def _to_origin(item: object) -> Origin:
-  if isinstance(item, np.ndarray | bytes) or (isinstance(item, str) and _URL.match(item)):
+  is_pixels = isinstance(item, np.ndarray | Image.Image)
+  if is_pixels or isinstance(item, bytes) or (isinstance(item, str) and _URL.match(item)):
     return item
   if isinstance(item, bytearray | memoryview):
     return bytes(item)
   if isinstance(item, str | os.PathLike) and item != '':
     return Path(os.fsdecode(item))
+  if hasattr(item, '__dlpack__'):
+    return _from_dlpack(item)
   type_name, hint = type(item).__name__, ''
   if hasattr(item, '__array__') or hasattr(item, '__array_interface__'):
     hint = ' Pass numpy.asarray() of it.'
@@ -243,9 +278,23 @@ def _to_origin(item: object) -> Origin:
   description = 'an empty path' if isinstance(item, str) else f'a value of type {type_name}'
   raise DataError(
     f'Cannot read {description} as an image.{hint} An input must be a path or URL of an image, a'
-    ' folder, an array (uint8; [h w 3] in RGB, or [h w]), the bytes of an image file,'
+    ' folder, an array ([h w 3] in RGB, or [h w]), an image of Pillow, the bytes of an image file,'
     " {'img': any of these}, or a list of any of these."
   )
+
+
+def _from_dlpack(item: Any) -> np.ndarray:
+  """Return an array of another library, such as JAX or PyTorch, without a copy where possible."""
+  # JAX converts arrays of other devices, and of types that DLPack lacks.
+  functions = (np.from_dlpack, *[np.asarray] * hasattr(item, '__array__'))
+  reason = ''
+  for function in functions:
+    try:
+      return function(item)
+    except Exception as error:  # Each library raises errors of its own.
+      reason = str(error).partition('\n')[0].rstrip('.') or type(error).__name__
+  message = f'Cannot read a value of type {type(item).__name__} as an image: {reason}.'
+  raise DataError(message, hint='Move it to the memory of the CPU.')
 
 
 def _expand_origin(
@@ -375,12 +424,27 @@ def _open_regular(path: Path, name: str) -> BinaryIO:
     raise DataError(f'Cannot read {name}: {reason}.') from None
 
 
-def _to_rgb(array: np.ndarray, name: str) -> UInt8[np.ndarray, 'h w 3']:
+def _to_rgb(
+  image: np.ndarray | Image.Image, name: str, pixel_range: PixelRange
+) -> UInt8[np.ndarray, 'h w 3']:
+  try:
+    if isinstance(image, Image.Image):
+      return image_io.convert_pillow_image(image, pixel_range)
+    return image_io.to_rgb(_require_image_array(image), pixel_range)
+  except DataError as error:
+    error.message = f'Cannot read {name}: {error.message}'
+    if error.key == 'data.range' and not error.allowed:  # The range of such values is unknown.
+      error.hint = *error.hint, ' Or scale the values to 0-255 and pass them as uint8.'
+    raise
+
+
+def _require_image_array(array: np.ndarray) -> np.ndarray:
+  """Return an array without its subclass, after checking its shape and the kind of its type."""
   if np.ma.is_masked(array):
-    hint = 'Fill them first, such as with array.filled(0)'
-    raise DataError(f'Cannot read {name}: some of its pixels are masked. {hint}.')
+    hint = 'Fill them first, such as with array.filled(0).'
+    raise DataError('some of its pixels are masked.', hint=hint)
   array, hint = np.asarray(array), ''  # Subclasses, such as matrices, have other operations.
-  if array.dtype != np.uint8:
+  if array.dtype.kind not in 'uif':
     hint = 'Scale its values to 0-255 and pass array.astype(numpy.uint8)'
   elif array.ndim == 4:
     hint = 'Pass the images of a batch as list(array)'
@@ -392,8 +456,7 @@ def _to_rgb(array: np.ndarray, name: str) -> UInt8[np.ndarray, 'h w 3']:
     hint = 'Pass an array of one of these shapes'
   if hint:
     raise DataError(
-      f'Cannot read {name}: its shape is {array.shape} and its dtype {array.dtype}; an image must '
-      f'be uint8, (height, width, 3) in RGB or (height, width) in gray. {hint}.'
-    )
-  with_channels = array.reshape(*array.shape[:2], -1)
-  return with_channels if with_channels.shape[-1] == 3 else np.repeat(with_channels, 3, axis=-1)
+      f'its shape is {array.shape} and its dtype {array.dtype}; an image must be an array of '
+      'numbers, (height, width, 3) in RGB or (height, width) in gray.', hint=f'{hint}.',
+    )  # fmt: skip
+  return array

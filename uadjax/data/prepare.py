@@ -25,7 +25,7 @@ def checked_splits(
     settings: section `data` of the configuration.
     enforce: the setting check.enforce.
     min_images: smallest number of good training images that is not an error.
-    on_image: function to call in a thread with path and pixels of each readable image.
+    on_image: function to call in a thread with path and decoded image of each readable image.
 
   Raises:
     DataError: the check failed, or no training images remain; the message lists all problems.
@@ -53,7 +53,7 @@ def checked_test_set(
   Args:
     settings: section `data` of the configuration.
     enforce: the setting check.enforce.
-    on_image: function to call in a thread with path and pixels of each readable test image.
+    on_image: function to call in a thread with path and decoded image of each readable test image.
 
   Raises:
     DataError: the check of the test images failed, and the message lists all problems; or there

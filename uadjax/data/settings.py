@@ -3,7 +3,7 @@
 import dataclasses
 
 from uadjax.config import field
-from uadjax.data import image_io, layouts, transforms
+from uadjax.data import image_io, layouts, pixel_range as pixel_ranges, transforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,21 @@ class DataSettings:
     f'How masks mark defects: {", ".join(image_io.MASK_READINGS)}.',
     check=image_io.parse_mask_reading,
   )
+  bits: str = field(
+    pixel_ranges.AUTO,
+    'Bit depth of 16-bit images; auto decides from the largest value of the training images.',
+    choices=pixel_ranges.BITS,
+  )
+  range: str = field(
+    '',
+    'Black and white of float, signed and 32-bit images, as in 0,4095; refused if empty.',
+    check=pixel_ranges.parse_limits,
+  )
+
+  @property
+  def pixel_range(self) -> pixel_ranges.PixelRange:
+    """Values of black and white in images of more than 8 bits."""
+    return pixel_ranges.from_settings(self.bits, self.range)
 
 
 @dataclasses.dataclass(frozen=True)

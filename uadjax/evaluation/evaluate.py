@@ -111,7 +111,10 @@ def evaluate(
     path = Path(source.name)
     if loaded_images and path in loaded_images:
       return loaded_images[path]
-    return inputs.load(source, model.ops, keep_original=path in picture_paths)
+    keep_original = path in picture_paths
+    return inputs.load(
+      source, model.ops, keep_original=keep_original, pixel_range=model.pixel_range
+    )
 
   def compare(item: tuple[Result, Record, int]) -> ImageResult:
     result, record, i = item

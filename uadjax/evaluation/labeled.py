@@ -10,6 +10,7 @@ import numpy as np
 
 from uadjax.data import image_io, layouts
 from uadjax.data.image_cache import ImageCache
+from uadjax.data.pixel_range import FULL_RANGE, PixelRange
 from uadjax.data.records import Record
 from uadjax.distributed import mesh
 from uadjax.errors import DataError, Setting
@@ -36,7 +37,12 @@ class LabeledScores(NamedTuple):
   pixel_threshold: float | None
 
 
-def load(directory: str, mask_reading: str, training: Sequence[Record]) -> tuple[Record, ...]:
+def load(
+  directory: str,
+  mask_reading: str,
+  training: Sequence[Record],
+  pixel_range: PixelRange = FULL_RANGE,
+) -> tuple[Record, ...]:
   """List the images of `calibrate.labeled`: its test split, or all if that has no good images.
 
   Raises:
@@ -60,7 +66,7 @@ def load(directory: str, mask_reading: str, training: Sequence[Record]) -> tuple
     raise DataError(message, key='calibrate.labeled', value=directory, hint=hint)
 
   def require_readable(record: Record) -> None:
-    size = image_io.decode(record.path).shape[:2]
+    size = image_io.decode(record.path, pixel_range=pixel_range).shape[:2]
     pixel_scores.read_defect_mask(record, size, mask_reading)
 
   # Unreadable files must fail before hours of fitting, not after.

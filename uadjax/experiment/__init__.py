@@ -5,7 +5,7 @@ The modes are the functions (configuration, work directory) -> result in the tab
 Python.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import logging
@@ -17,9 +17,11 @@ from typing import Any
 import jax
 
 from uadjax import config as configs, data
-from uadjax.data import checks, prepare, transforms
+from uadjax.data import checks, pixel_range, prepare, transforms
 from uadjax.data.checks import unused_files
 from uadjax.data.image_cache import ImageCache
+from uadjax.data.records import Record
+from uadjax.data.settings import DataSettings
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import DataError, Interrupted, UserError
 from uadjax.evaluation import evaluate
@@ -69,15 +71,18 @@ def train(config: Settings, workdir: Path) -> Result:
 def _train(config: Settings, workdir: Path) -> Result:
   # One additional image is enough to extend a model.
   min_images = 1 if config.fit.extend else checks.MIN_IMAGES
-  cache = ImageCache(transforms.parse(config.data.ops), config.fit.cache_bytes)
+  listed = data.scan(config.data).splits
   steps = [*map(progress.Step, (evaluate_run.CHECK, *training.step_titles(config)))]
   num_before_evaluation = len(steps)
-  if config.evaluate.do_eval and data.scan(config.data).splits.test:
+  if config.evaluate.do_eval and listed.test:
     steps.append(progress.Step(evaluate_run.EVALUATION))
   with progress.planned_steps(steps):
     start = time.perf_counter()
     progress.announce(evaluate_run.CHECK)
-    splits = prepare.checked_splits(config.data, config.check.enforce, min_images, cache.add)
+    dataset = _decide_bits(config, listed.train)
+    ops = transforms.parse(dataset.ops)
+    cache = ImageCache(ops, config.fit.cache_bytes, dataset.pixel_range)
+    splits = prepare.checked_splits(dataset, config.check.enforce, min_images, cache.add)
     check_s = time.perf_counter() - start
     evaluate_run.check_parts(config, splits.test)
     del steps[num_before_evaluation:]  # The check may have excluded test images, even all.
@@ -102,6 +107,14 @@ def _train(config: Settings, workdir: Path) -> Result:
   return {'model_name': model.name, **training_result, 'timing': timing, **evaluation}
 
 
+def _decide_bits(config: Settings, training: Sequence[Record]) -> DataSettings:
+  """Return the settings of the data with a definite bit depth, that of the model to extend."""
+  if config.fit.extend and config.data.bits == pixel_range.AUTO:
+    bits = model_dir.read_info(config.fit.extend).config.data.bits
+    return dataclasses.replace(config.data, bits=bits)
+  return data.decide_bits(config.data, training)
+
+
 def check_dataset(config: Settings, workdir: Path) -> Result:
   """Convert and resplit the dataset if configured, then report all problems in it."""
   dataset = prepare.convert_and_resplit(config.data, config.check, config.seed)
@@ -117,10 +130,7 @@ def evaluate_model(config: Settings, workdir: Path) -> Result:
 
   def evaluate_category(config: Settings, workdir: Path) -> Result:
     model = _load_for_evaluation(config, workdir)
-    if config.data.ops != model.config.data.ops:
-      log.LOG.info(
-        'Using data.ops of the model, %s; the value in the config is ignored.', model.ops
-      )
+    evaluate_run.log_ignored_settings(config.data, model.config.data)
     if config.detector.name.lower() != model.name.lower():
       log.LOG.info('Evaluating a %s model; the detector in the config is ignored.', model.name)
     return evaluate_run.check_and_evaluate(model, config, workdir)

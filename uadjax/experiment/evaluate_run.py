@@ -1,6 +1,7 @@
 """Evaluation of a model on a test set, with its log, pictures, curves and report."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 from pathlib import Path
 import tempfile
 import time
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from uadjax import config as configs
-from uadjax.data import prepare
+from uadjax.data import pixel_range, prepare
 from uadjax.data.image_cache import ImageCache, SMALL_CACHE_BYTES
 from uadjax.data.inputs import LoadedImage
 from uadjax.data.records import Record
+from uadjax.data.settings import DataSettings
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError
 from uadjax.evaluation import curves, evaluate, report as reports, verdicts
@@ -24,6 +26,8 @@ from uadjax.system import files, logging, progress, threads
 from uadjax.training import workdir as workdirs
 from uadjax.training.settings import Settings
 
+# Settings of `data` that say how images are brought to the network.
+_SETTINGS_OF_MODEL = 'ops', 'bits', 'range'
 # Titles of steps.
 CHECK, EVALUATION = 'dataset check', 'evaluation'
 
@@ -112,12 +116,21 @@ def _write_report(
     config.evaluate.report_pictures,
   )
   pictures = gallery.make_pictures(
-    test_records, evaluation.anomaly_maps, indices, model.ops, config.data.mask
+    test_records, evaluation.anomaly_maps, indices, model.ops, config.data.mask, model.pixel_range
   )
   metadata = provenance.collect(model, test_records, timing)
   path.parent.mkdir(parents=True, exist_ok=True)
   reports.write(path, data, evaluation.metrics, test_records, pictures, metadata)
   logging.LOG.info('Report: %s', path)
+
+
+def log_ignored_settings(dataset: DataSettings, of_model: DataSettings) -> None:
+  """Log which settings of a configuration are ignored, because those of the model are used."""
+  for name in _SETTINGS_OF_MODEL:
+    value, value_of_model = getattr(dataset, name), getattr(of_model, name)
+    if value not in (value_of_model, pixel_range.AUTO):
+      message = 'Using data.%s of the model, %s; the value in the config is ignored.'
+      logging.LOG.info(message, name, value_of_model or repr(''))
 
 
 def check_parts(config: Settings, test_records: Sequence[Record]) -> None:
@@ -139,10 +152,12 @@ def check_and_evaluate(
   Raises:
     DataError: the check failed, unless `check.enforce` is false; or there are no test images.
   """
-  cache = ImageCache(model.ops, SMALL_CACHE_BYTES)
+  cache = ImageCache(model.ops, SMALL_CACHE_BYTES, model.pixel_range)
+  of_model = {name: getattr(model.config.data, name) for name in _SETTINGS_OF_MODEL}
+  dataset = dataclasses.replace(config.data, **of_model)
   with progress.planned_steps([progress.Step(CHECK), progress.Step(EVALUATION)]):
     progress.announce(CHECK)
-    test_records = prepare.checked_test_set(config.data, config.check.enforce, cache.add)
+    test_records = prepare.checked_test_set(dataset, config.check.enforce, cache.add)
     check_parts(config, test_records)
     return evaluate_and_report(
       model, test_records, config, workdir, None, report_path, cache.images

@@ -70,6 +70,7 @@ def from_model(
     'thresholds': model.thresholds._asdict(),
     'preprocessing': {
       'channels': 'RGB',
+      **model.pixel_range.to_dict(),
       'height': height,
       'width': width,
       'ops': str(ops),

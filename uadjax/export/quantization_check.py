@@ -17,6 +17,7 @@ import numpy as np
 
 from uadjax import data
 from uadjax.data import inputs, layouts, transforms
+from uadjax.data.pixel_range import PixelRange
 from uadjax.data.records import Record, Splits
 from uadjax.data.tiles import TileGrid
 from uadjax.errors import ConfigError, Setting, UserError
@@ -73,6 +74,7 @@ class EvaluationImages(NamedTuple):
     good: good images.
     test: test images, good and defective.
     ops: operations from an image to the input of the graph.
+    pixel_range: values of black and white in images of more than 8 bits.
     rule: rule of the image score, for images of several tiles; see `image_score.parse`.
     thresholds: thresholds of the images' labels.
   """
@@ -80,12 +82,14 @@ class EvaluationImages(NamedTuple):
   good: Sequence[Record]
   test: Sequence[Record]
   ops: transforms.Ops
+  pixel_range: PixelRange
   rule: str
   thresholds: calibration.Thresholds
 
   def read_tiles(self, path: Path) -> tuple[TileGrid, list[scorers.Image]]:
     """Read an image file as inputs of the graph, which are its tiles."""
-    image = inputs.load(inputs.Source(str(path), path), self.ops).require_pixels()
+    source = inputs.Source(str(path), path)
+    image = inputs.load(source, self.ops, pixel_range=self.pixel_range).require_pixels()
     grid = self.ops.tile_grid(image.shape[0], image.shape[1])
     return grid, grid.cut(image)
 
@@ -142,7 +146,7 @@ def select_images(
 
   good, test = (verify.sample_evenly(records, _MAX_IMAGES) for records in (good, splits.test))
   ops, rule = graphs.input_ops(model.ops, camera_size), model.config.detector.image_score
-  return EvaluationImages(good, test, ops, rule, model.thresholds)
+  return EvaluationImages(good, test, ops, model.pixel_range, rule, model.thresholds)
 
 
 def compare(

@@ -95,7 +95,8 @@ def select_images(
     description = 'synthetic images (no image of calibration.csv exists here)'
   sources = itertools.islice(inputs.expand(origin), _MAX_IMAGES)
   ops = graphs.input_ops(model.ops, camera_size)
-  images = [inputs.load(source, ops).require_pixels() for source in sources]
+  loaded = (inputs.load(source, ops, pixel_range=model.pixel_range) for source in sources)
+  images = [image.require_pixels() for image in loaded]
   tiles = [ops.tile_grid(image.shape[0], image.shape[1]).cut(image) for image in images]
   # One tile of each image, from different places.
   graph_inputs = np.stack([tiles[i][i % len(tiles[i])] for i in range(len(tiles))])

@@ -74,8 +74,9 @@ class Predictor(NamedTuple):
     """Yield a result for each image, in order.
 
     Args:
-      input: path, URL, directory, RGB or gray uint8 array [h w 3] or [h w], {'img': any of
-        these}, or a list or other iterable of any of these, which is read lazily.
+      input: path, URL, directory, RGB or gray array [h w 3] or [h w] of NumPy, JAX or another
+        library with DLPack, image of Pillow, {'img': any of these}, or a list or other iterable of
+        any of these, which is read lazily.
       batch_size: images per call of the detector. Scores of the same image differ by rounding
         between batch sizes, but not between batches of one size.
       strict: whether to raise an error at the first unreadable image, instead of yielding a result
@@ -87,7 +88,8 @@ class Predictor(NamedTuple):
       DataError: `input` is a single file, folder or array that cannot be read; or, during
         iteration, an item has a type that cannot be an image.
     """
-    return self.predict_sources(inputs.expand(input, skip), batch_size, strict)
+    sources = inputs.expand(input, skip, pixel_range=self.model.pixel_range)
+    return self.predict_sources(sources, batch_size, strict)
 
   def predict_sources(
     self,
@@ -113,7 +115,9 @@ class Predictor(NamedTuple):
       message = f'batch_size must be {allowed}, got {batch_size!r}.'
       refuse('batch_size', batch_size, message, allowed=allowed)
     scorer = self.scorer.with_batch_size(batch_size)
-    load = load or functools.partial(inputs.load, ops=self.model.ops, access=self.access)
+    load = load or functools.partial(
+      inputs.load, ops=self.model.ops, access=self.access, pixel_range=self.model.pixel_range
+    )
     return self._results(scorer, sources, strict, load)
 
   def result(self, image: LoadedImage, prediction: Prediction, stem: str) -> Result:
@@ -121,8 +125,9 @@ class Predictor(NamedTuple):
     model = self.model
     warnings = image_statistics.find_warnings(image.require_statistics(), model.image_statistics)
     return Result(
-      image.reread_source, stem, model.ops, model.thresholds, image.size, *prediction, warnings
-    )
+      image.reread_source, stem, model.ops, model.thresholds, image.size, *prediction, warnings,
+      model.pixel_range,
+    )  # fmt: skip
 
   def cut_tiles(self, image: LoadedImage) -> list[UInt8[np.ndarray, 'height width 3']]:
     """Return the tiles of a readable image, which the scorer takes."""

@@ -19,6 +19,7 @@ from PIL import Image
 
 from uadjax.data import inputs, transforms
 from uadjax.data.image_statistics import ImageWarning
+from uadjax.data.pixel_range import FULL_RANGE, PixelRange
 from uadjax.errors import ConfigError, DataError
 from uadjax.model import calibration
 from uadjax.numerics import regions as region_ops
@@ -53,6 +54,7 @@ class Result(Mapping[str, Any]):
     score: float,
     anomaly_map: Float[np.ndarray, 'height width'],
     warnings: Sequence[ImageWarning] = (),
+    pixel_range: PixelRange = FULL_RANGE,
   ):
     """Create the result of a scored image.
 
@@ -65,6 +67,7 @@ class Result(Mapping[str, Any]):
       score: anomaly score of the image.
       anomaly_map: anomaly map at network resolution.
       warnings: warnings about the image.
+      pixel_range: values of black and white in images of more than 8 bits.
     """
     self.input_path = source.name
     self.score = score
@@ -74,6 +77,7 @@ class Result(Mapping[str, Any]):
     self.size = size
     self.error = ''
     self.picture_scale = 1.0
+    self._pixel_range = pixel_range
     self._source, self._stem, self._ops, self.network_map = source, stem, ops, anomaly_map
 
   @classmethod
@@ -117,7 +121,7 @@ class Result(Mapping[str, Any]):
     Raises:
       DataError: the image can no longer be read.
     """
-    return inputs.read(self._source)
+    return inputs.read(self._source, pixel_range=self._pixel_range)
 
   @property
   def anomaly_map(self) -> Float[np.ndarray, 'h w']:

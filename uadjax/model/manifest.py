@@ -17,7 +17,7 @@ from uadjax.data.image_statistics import ImageStatistics
 from uadjax.errors import ModelError
 from uadjax.model.settings import CALIBRATION_METHODS
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 HINT = 'Fit the model again, or restore the file.'
 
 _KIND_TEXTS = {int: 'a whole number', float: 'a number', str: 'text'}
@@ -100,6 +100,7 @@ _RATIO = Value(float, Limits('', minimum=0, maximum=_MAX_FLOAT32))
 _STATISTICS: dict[str, Description] = {
   'brightness': _GRAY, 'contrast': _GRAY, 'sharpness': _RATIO, 'saturation': _GRAY,
   'height': _POSITIVE_COUNT, 'width': _POSITIVE_COUNT,
+  'further_pages': Value(int, Limits('', minimum=0, maximum=1)),
 }  # fmt: skip
 _MANIFEST: dict[str, Description] = {
   'format': Value(int, Limits('', minimum=FORMAT_VERSION, maximum=FORMAT_VERSION)),

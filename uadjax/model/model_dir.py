@@ -20,6 +20,7 @@ from uadjax import backbones, config as configs, detectors
 from uadjax.backbones import weights as pretrained_weights
 from uadjax.data import transforms
 from uadjax.data.image_statistics import StatisticsRange
+from uadjax.data.pixel_range import PixelRange
 from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh
 from uadjax.errors import describe, ModelError, refuse, UserError
@@ -40,6 +41,7 @@ class ModelInfo(NamedTuple):
     name: name of the detector, such as STFPM.
     config: settings that scoring needs.
     ops: pixel operations from files to images at network size.
+    pixel_range: values of black and white in images of more than 8 bits.
     thresholds: calibrated thresholds.
     image_statistics: range of the statistics of the training images.
     weights: origin of the backbone's weights.
@@ -50,6 +52,7 @@ class ModelInfo(NamedTuple):
   name: str
   config: ModelSettings
   ops: transforms.Ops
+  pixel_range: PixelRange
   thresholds: calibration.Thresholds
   image_statistics: StatisticsRange
   weights: pretrained_weights.Provenance
@@ -135,13 +138,14 @@ class Manifest(NamedTuple):
       message = f'{key} in {path} must be {title!r}, the name of config.detector, got {name!r}.'
       raise ModelError(message, key=key, value=name, allowed=title, hint=manifests.HINT)
     if hash_settings(configs.to_plain_dict(config)) != manifest['config_sha256']:
-      sections = 'config.data.ops, config.backbone or config.detector'
+      sections = 'config.data, config.backbone or config.detector'
       problem = f'{sections} in {directory / _MANIFEST_FILE} differs from the settings of the fit'
       message = f'{problem}: config_sha256 is of other values.'
       raise ModelError(message, key='config_sha256', hint=manifests.HINT)
     return ModelInfo(
-      name, config, ops, thresholds, image_statistics, weights, directory, arrays_sha256
-    )
+      name, config, ops, config.data.pixel_range, thresholds, image_statistics, weights, directory,
+      arrays_sha256,
+    )  # fmt: skip
 
 
 class Model(NamedTuple):
@@ -157,6 +161,7 @@ class Model(NamedTuple):
   name: str
   config: ModelSettings
   ops: transforms.Ops
+  pixel_range: PixelRange
   thresholds: calibration.Thresholds
   image_statistics: StatisticsRange
   weights: pretrained_weights.Provenance
@@ -235,7 +240,8 @@ def save_manifest(
 
 def hash_settings(config: Mapping[str, Any]) -> str:
   """Return the SHA-256 of the settings on which the scores of a model depend."""
-  values = config['data']['ops'], config['backbone'], config['detector']
+  pixels = [config['data'][name] for name in ('ops', 'bits', 'range')]
+  values = pixels, config['backbone'], config['detector']
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -240,7 +240,7 @@ def _read_image(
   """Load an image, unless the response to it would be too large."""
   size = requests.read_size(encoded_image, settings)
   response_size.check_verdict(size, options, settings.max_answer_bytes)
-  return requests.read_image(encoded_image, model.predictor.model.ops, settings)
+  return requests.read_image(encoded_image, model.predictor.model, settings)
 
 
 _MEDIA_TYPES = {'.html': 'text/html; charset=utf-8', '.css': 'text/css', '.js': 'text/javascript'}

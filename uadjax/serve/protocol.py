@@ -13,8 +13,8 @@ from starlette.responses import Response
 
 import uadjax
 from uadjax.data import inputs
-from uadjax.data.transforms import Ops
 from uadjax.inference.result import Result
+from uadjax.model.model_dir import ModelInfo
 from uadjax.serve import json_body, requests, response_size, responses
 from uadjax.serve.errors import RequestError
 from uadjax.serve.service import Service
@@ -136,7 +136,7 @@ async def _infer(service: Service, name: str, request: Request) -> Response:
     infer_request, lists = await service.parse(json_body.parse, content, InferRequest)
     tensors = _tensors_by_name(infer_request)
     output_names = _output_names(infer_request, has_parts=_PART in tensors)
-    tensor, ops = tensors[_IMAGE], model.predictor.model.ops
+    tensor, info = tensors[_IMAGE], model.predictor.model
     num_images = tensor.shape[0]
     if not 0 < num_images <= settings.queue:
       problem = f'got {num_images} images; send between 1 and {settings.queue}.'
@@ -145,7 +145,7 @@ async def _infer(service: Service, name: str, request: Request) -> Response:
     with service.images.reserve(num_images):
       async with service.admission:
         has_maps = 'map' in output_names
-        images = await service.run_in_thread(_read_images, tensor, lists, has_maps, ops, settings)
+        images = await service.run_in_thread(_read_images, tensor, lists, has_maps, info, settings)
         results = await asyncio.gather(*(service.predict(model, image) for image in images))
         named_results = zip(part_names, results, strict=False)  # None without names.
         # The last verdict on a part counts all its images of the request.
@@ -202,7 +202,7 @@ def _read_part_names(tensor: InputTensor, num_images: int) -> list[str]:
 
 
 def _read_images(
-  tensor: InputTensor, lists: json_body.Lists, has_maps: bool, ops: Ops, settings: Settings
+  tensor: InputTensor, lists: json_body.Lists, has_maps: bool, model: ModelInfo, settings: Settings
 ) -> list[inputs.LoadedImage]:
   """Load the images, unless their maps would be too large or do not form a tensor.
 
@@ -210,7 +210,7 @@ def _read_images(
     tensor: the images.
     lists: long lists of the request.
     has_maps: whether the response will have the maps.
-    ops: pixel operations to network size.
+    model: model that will score them.
     settings: settings, for the limits.
   """
   if tensor.datatype == 'UINT8':
@@ -220,7 +220,7 @@ def _read_images(
       raise RequestError(413, problem)
     if has_maps:
       response_size.check_maps([array.shape[1:3]] * len(array), settings.max_answer_bytes)
-    return [inputs.load(inputs.Source('image', image), ops) for image in array]
+    return [inputs.load(inputs.Source('image', image), model.ops) for image in array]
   files = {f'image {i}': file for i, file in enumerate(_decode_files(tensor))}
   sizes = [requests.read_size(file, settings, name) for name, file in files.items()]
   if has_maps:
@@ -228,7 +228,7 @@ def _read_images(
       problem = 'Maps of images of different sizes do not form a tensor'
       raise RequestError(400, f"{problem}; request outputs without 'map'.")
     response_size.check_maps(sizes, settings.max_answer_bytes)
-  return [requests.read_image(file, ops, settings, name) for name, file in files.items()]
+  return [requests.read_image(file, model, settings, name) for name, file in files.items()]
 
 
 def _decode_files(tensor: InputTensor) -> list[bytes]:

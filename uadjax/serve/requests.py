@@ -8,9 +8,10 @@ import pydantic
 from starlette import formparsers
 from starlette.requests import Request
 
-from uadjax.data import image_io, inputs, transforms
+from uadjax.data import image_io, inputs
 from uadjax.data.inputs import LoadedImage
 from uadjax.errors import DataError
+from uadjax.model.model_dir import ModelInfo
 from uadjax.serve import connections, json_body
 from uadjax.serve.capacity import Capacity
 from uadjax.serve.errors import RequestError
@@ -152,20 +153,23 @@ def read_size(image: bytes, settings: Settings, name: str = 'image') -> tuple[in
 
 
 def read_image(
-  image: bytes, ops: transforms.Ops, settings: Settings, name: str = 'image'
+  image: bytes, model: ModelInfo, settings: Settings, name: str = 'image'
 ) -> LoadedImage:
   """Load an image; slow, so call it in a thread.
 
   Args:
     image: bytes of an image file.
-    ops: pixel operations to network size.
+    model: model that will score it.
     settings: settings, for the limits.
     name: name of the image in error messages.
 
   Raises:
     RequestError: the image cannot be read, or has too many pixels.
   """
-  loaded_image = inputs.load(inputs.Source(name, image), ops, max_pixels=settings.max_pixels)
+  loaded_image = inputs.load(
+    inputs.Source(name, image), model.ops, max_pixels=settings.max_pixels,
+    pixel_range=model.pixel_range,
+  )  # fmt: skip
   if loaded_image.error:
     raise RequestError(_status(loaded_image.error), str(loaded_image.error))
   return loaded_image

@@ -1,6 +1,7 @@
 """Training of one detector: fit to normal images, calibrate thresholds, save a model directory."""
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import logging
 from pathlib import Path
 import time
@@ -13,6 +14,7 @@ from uadjax.backbones import weights as pretrained_weights
 from uadjax.data import records as record_types
 from uadjax.data.image_cache import ImageCache
 from uadjax.data.image_statistics import StatisticsRange
+from uadjax.data.pixel_range import AUTO
 from uadjax.data.records import Record
 from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh as meshes, processes
@@ -29,7 +31,7 @@ Result = dict[str, Any]
 OnFitted = Callable[[Detector, PyTree], None]
 
 # Settings that a run must share with the run that it extends.
-_FIXED_ON_EXTEND = ('detector.', 'backbone.name', 'data.ops')
+_FIXED_ON_EXTEND = ('detector.', 'backbone.name', 'data.ops', 'data.bits', 'data.range')
 _MIN_IMAGES = 3  # Without the held-out image, two remain, as a variance needs.
 # Titles of the steps, with `one_pass.CORESET`.
 FIT, CALIBRATION = 'fit', 'calibration'
@@ -61,7 +63,7 @@ def train(
   workdirs.require_no_conflict(workdir, config)
   labeled_records = ()
   if directory := config.calibrate.labeled:
-    labeled_records = labeled.load(directory, config.data.mask, splits.train)
+    labeled_records = labeled.load(directory, config.data.mask, splits.train, cache.pixel_range)
   in_one_pass = detectors.learns_in_one_pass(config.detector.name)
   train_detector = _train_one_pass if in_one_pass else _train_by_gradient
   if validation := splits.validation():
@@ -159,7 +161,8 @@ def _train_by_gradient(
   )
   thresholds = labeled.calibrate(config.calibrate, scores, labeled_scores)
   statistics = _range_of_statistics(splits.learned(), cache)
-  model_dir.save(workdir / 'model', config, fitted, thresholds, scores, statistics, weights)
+  model_config = _with_bits(config, cache)
+  model_dir.save(workdir / 'model', model_config, fitted, thresholds, scores, statistics, weights)
   timing = _timing(fit.fit_seconds, fit.num_images, calibration_start, peak_mb)
   return {'models': _model_paths(workdir, fit.best), 'timing': timing}, thresholds
 
@@ -265,8 +268,9 @@ def _fit_and_calibrate(
   arrays = incremental_state.load_state_arrays(run.state_dir, memory_map=True)
   sample = leave_one_out.embed(run, extractor, embeddings, stored_records, batch_size)
   summary = run.incremental.summarize(arrays, sample)
+  model_config = _with_bits(config, run.cache)
   model_dir.save_manifest(
-    model_folder, config, thresholds, scores, statistics, weights, summary, arrays_sha256
+    model_folder, model_config, thresholds, scores, statistics, weights, summary, arrays_sha256
   )
   timing = _timing(fit_s, len(run.records), calibration_start, peak_mb)
   one_pass.release_memory(state_bytes)
@@ -275,6 +279,12 @@ def _fit_and_calibrate(
   if run.previous.num_images:
     result['drift'] = run.incremental.drift(run.previous.state_arrays, arrays)
   return result, thresholds
+
+
+def _with_bits(config: Settings, cache: ImageCache) -> Settings:
+  """Return the configuration with the bit depth by which images were read instead of `auto`."""
+  bits = str(cache.pixel_range.bits)
+  return dataclasses.replace(config, data=dataclasses.replace(config.data, bits=bits))
 
 
 def _range_of_statistics(records: Sequence[Record], cache: ImageCache) -> StatisticsRange:
@@ -361,7 +371,8 @@ def _require_same_settings(config: Settings, previous_info: model_dir.ModelInfo)
   # Compare the name first: for another detector, messages about its options would be misleading.
   for key in ('detector.name', *settings):
     value, previous = settings[key], previous_settings.get(key)
-    if key.startswith(_FIXED_ON_EXTEND) and previous != value:
+    is_decided_later = (key, value) == ('data.bits', AUTO)  # As that of the previous model.
+    if key.startswith(_FIXED_ON_EXTEND) and previous != value and not is_decided_later:
       model = f'the model to extend, {config.fit.extend}'
       message = f'{key} is {value!r}, but {model}, has {previous!r}.'
       refuse(key, value, message, 'Pass ', Setting(key, previous), '.', allowed=(previous,))

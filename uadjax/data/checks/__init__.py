@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from uadjax.data import image_io, layouts, problems as dataset_problems, transforms
 from uadjax.data.checks import rules, unused_files
+from uadjax.data.pixel_range import FULL_RANGE, PixelRange
 from uadjax.data.problems import ERROR, Problem
 from uadjax.data.records import Record, Splits
 from uadjax.errors import DataError, Setting
@@ -39,6 +40,7 @@ class Report(NamedTuple):
     mask_reading: how masks mark defects, see `image_io.parse_mask_reading`.
     labels_by_mask: whether masks alone determine which images are good.
     not_used: files below the folder that no record uses, by reason.
+    pixel_range: values of black and white in images of more than 8 bits.
   """
 
   directory: Path
@@ -48,6 +50,7 @@ class Report(NamedTuple):
   mask_reading: str
   labels_by_mask: bool = False
   not_used: tuple[NotUsed, ...] = ()
+  pixel_range: PixelRange = FULL_RANGE
 
   @property
   def errors(self) -> list[Problem]:
@@ -100,6 +103,7 @@ def check(
   progress: Progress = no_progress,
   on_train_image: ImageFunction | None = None,
   on_test_image: ImageFunction | None = None,
+  pixel_range: PixelRange = FULL_RANGE,
   ops: transforms.Ops | None = None,
 ) -> Report:
   """Check one category of a dataset and report all its problems.
@@ -111,9 +115,10 @@ def check(
     mask_reading: how masks mark defects, see `image_io.parse_mask_reading`.
     min_images: smallest number of good training images that is not an error; 1 to extend a model.
     progress: wrapper that shows progress.
-    on_train_image: function to call in a thread with path and pixels of each readable training
-      image.
+    on_train_image: function to call in a thread with path and decoded image of each readable
+      training image.
     on_test_image: the same for test images.
+    pixel_range: values of black and white in images of more than 8 bits.
     ops: operations that will scale the images, to warn of small defects; None for no such warning.
 
   Raises:
@@ -124,7 +129,7 @@ def check(
   splits = listing.splits
   on_image = {record.path: on_train_image for record in splits.train}
   on_image |= {record.path: on_test_image for record in splits.test}
-  images, masks = _inspect_files(splits, mask_reading, progress, on_image)
+  images, masks = _inspect_files(splits, mask_reading, progress, on_image, pixel_range)
   if listing.layout.labels_by_mask:
     defective_masks = {path for path, mask in masks.items() if mask.defective_fraction > 0}
     is_excluding = listing.layout.excludes_training_defects
@@ -140,7 +145,8 @@ def check(
   fractions = {path: mask.defective_fraction for path, mask in masks.items() if mask.size}
   ordered = tuple(sorted(all_problems, key=lambda problem: problem.severity != ERROR))
   properties = (listing.directory, splits, ordered, fractions, mask_reading)
-  return Report(*properties, listing.layout.labels_by_mask, unused_files.summarize(unused))
+  not_used = unused_files.summarize(unused)
+  return Report(*properties, listing.layout.labels_by_mask, not_used, pixel_range)
 
 
 def unused_in_root(root: str | Path, categories: Collection[str]) -> tuple[NotUsed, ...]:
@@ -155,17 +161,18 @@ def _inspect_files(
   mask_reading: str,
   progress: Progress,
   on_image: Mapping[Path, ImageFunction | None],
+  pixel_range: PixelRange,
 ) -> tuple[dict[Path, rules.Inspection], dict[Path, rules.Inspection]]:
   """Decode every image and every mask once; return the inspections of images and of masks."""
   records = [*splits.train, *splits.test]
   images = list(on_image)
   masks = list(dict.fromkeys(record.mask for record in records if record.mask))
-  jobs = [functools.partial(rules.inspect_image, path, on_image[path]) for path in images]
-  # Messages about masks name a setting, which each front end formats in its own way.
-  jobs += [
-    functools.partial(contextvars.copy_context().run, rules.inspect_mask, path, mask_reading)
-    for path in masks
+  jobs = [
+    functools.partial(rules.inspect_image, path, pixel_range, on_image[path]) for path in images
   ]
+  jobs += [functools.partial(rules.inspect_mask, path, mask_reading) for path in masks]
+  # Messages name settings, which each front end formats in its own way.
+  jobs = [functools.partial(contextvars.copy_context().run, job) for job in jobs]
   with concurrent.futures.ThreadPoolExecutor() as pool:
     results = list(progress(pool.map(lambda job: job(), jobs), len(jobs), 'Checking'))
   n = len(images)

@@ -83,7 +83,7 @@ def _write_samples(
   readable = [record for record in records if record.path not in error_paths]
   sample_paths = []
   for number, record in enumerate(_choose_evenly(readable, _NUM_SAMPLES), 1):
-    image = outlined = image_io.decode(record.path)
+    image = outlined = image_io.decode(record.path, pixel_range=report.pixel_range)
     caption = f'{"no mask" if record.is_anomalous else "good"}: nothing to outline'
     if record.mask and record.mask not in error_paths:
       outlined = heatmap.draw_outline(image, image_io.read_mask(record.mask, report.mask_reading))
@@ -216,7 +216,7 @@ def _thumbnail(path: Path, report: checks.Report) -> UInt8[np.ndarray, 'h w 3']:
     if path in report.defective_fractions:
       mask = image_io.read_mask(path, report.mask_reading)
       return _resize_to_fit(heatmap.render_mask(mask), width)
-    return _resize_to_fit(image_io.decode(path), width)
+    return _resize_to_fit(image_io.decode(path, pixel_range=report.pixel_range), width)
   except DataError:
     return np.full((_CELL_WIDTH // 2, width, 3), 200, np.uint8)  # Gray.
 

@@ -7,11 +7,13 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 import numpy as np
 
 from uadjax.data import image_io, layouts, near_duplicates, transforms
 from uadjax.data.checks import label_files, unused_files
+from uadjax.data.image_io import DecodedImage
+from uadjax.data.pixel_range import PixelRange
 from uadjax.data.problems import error, Problem, warning
 from uadjax.data.records import GOOD, Record, Splits
 from uadjax.errors import DataError, Setting
@@ -25,7 +27,7 @@ _CELL_SIZE = 8
 _MIN_DEFECT_CELLS = 2
 _INVERTED_PALETTE = 'The first color of its palette seems to mark the defect'
 
-ImageFunction: TypeAlias = Callable[[Path, UInt8[np.ndarray, 'h w 3']], None]
+ImageFunction: TypeAlias = Callable[[Path, DecodedImage], None]
 
 UNREADABLE, SIZE_MISMATCH = 'unreadable file', 'size mismatch'
 FULL_MASK = 'mask marks nearly everything'
@@ -77,20 +79,26 @@ class Dataset(NamedTuple):
   ops: transforms.Ops | None = None
 
 
-def inspect_image(path: Path, on_image: ImageFunction | None = None) -> Inspection:
-  """Decode an image, and call a function with path and pixels if it is readable."""
+def inspect_image(
+  path: Path, pixel_range: PixelRange, on_image: ImageFunction | None = None
+) -> Inspection:
+  """Decode an image, and call a function with path and image if it is readable."""
   try:
-    image = image_io.decode(path)
+    image = image_io.read_image(path, pixel_range=pixel_range)
   except DataError as reason:
     return Inspection(problems=(error(UNREADABLE, path, str(reason)),))
   if on_image:
     on_image(path, image)
-  height, width = image.shape[:2]
+  pixels, issues = image.pixels, ()
+  if image.has_further_pages:
+    message = f'{path} has further pages; only the first is read. Save the others as files.'
+    issues = (warning('further pages', path, message),)
+  height, width = pixels.shape[:2]
   # The shape is included because images of a single color may differ in nothing else.
   content_hash = hashlib.sha256(f'{height} {width} '.encode())
-  content_hash.update(image.data)  # Without a copy of a large image.
-  fingerprint = near_duplicates.fingerprint(image)
-  return Inspection((height, width), content_hash.digest(), fingerprint)
+  content_hash.update(pixels.data)  # Without a copy of a large image.
+  fingerprint = near_duplicates.fingerprint(pixels)
+  return Inspection((height, width), content_hash.digest(), fingerprint, problems=issues)
 
 
 def inspect_mask(path: Path, reading: str) -> Inspection:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from uadjax.data import image_io, selection, transforms
+from uadjax.data.pixel_range import FULL_RANGE, PixelRange
 from uadjax.data.records import Record
 from uadjax.evaluation import pixel_scores
 from uadjax.model import calibration
@@ -93,6 +94,7 @@ def make_pictures(
   indices: Sequence[int],
   ops: transforms.Ops,
   mask_reading: str = image_io.NONZERO,
+  pixel_range: PixelRange = FULL_RANGE,
 ) -> list[Picture]:
   """Encode pictures of selected images, in threads.
 
@@ -102,11 +104,12 @@ def make_pictures(
     indices: indices of the images to show.
     ops: preprocessing of the images.
     mask_reading: how masks mark defects, see `image_io.parse_mask_reading`.
+    pixel_range: values of black and white in images of more than 8 bits.
   """
   max_bytes = MAX_BYTES // max(len(indices), 1)
 
   def picture_at(i: int) -> Picture:
-    return make_picture(i, records[i], anomaly_maps[i], ops, mask_reading, max_bytes)
+    return make_picture(i, records[i], anomaly_maps[i], ops, mask_reading, max_bytes, pixel_range)
 
   with futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
     return list(progress.show_progress(pool.map(picture_at, indices), len(indices), 'Pictures'))
@@ -119,9 +122,10 @@ def make_picture(
   ops: transforms.Ops,
   mask_reading: str,
   max_bytes: int,
+  pixel_range: PixelRange = FULL_RANGE,
 ) -> Picture:
   """Encode the picture of one image in at most about `max_bytes`."""
-  image = image_io.decode(record.path)
+  image = image_io.decode(record.path, pixel_range=pixel_range)
   size = image.shape[0], image.shape[1]
   small_map, visible = ops.restore(anomaly_map, *size, _fit_within(size, _HEATMAP_SIDE))
   levels, low, high = heatmap.to_levels(small_map)
