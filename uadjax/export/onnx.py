@@ -52,7 +52,8 @@ def write(graph: graphs.Graph, path: Path) -> runtimes.Metadata:
     external_data = f'{path.name}.data' if 2 * num_bytes > _MAX_PROTOBUF_BYTES else None
     onnx_ir.save(model, path, external_data=external_data)
   if not external_data:
-    _simplify(path)
+    # Only convolutions can be quantized.
+    _simplify(path, use_winograd=not graph.metadata.get('quantize'))
   onnx.checker.check_model(path, full_check=True)
   return {'opset': OPSET, 'external_data': external_data}
 
@@ -68,14 +69,20 @@ def other_loaders() -> list[Callable[[Path], runtimes.RunFunction]]:
   return [lambda path, name=name: runtimes.open_graph(path, name).run for name in names]
 
 
-def _simplify(path: Path) -> None:
+def _simplify(path: Path, use_winograd: bool) -> None:
   """Cancel transposes and fold constants in an ONNX file, in place.
 
   ONNX Runtime would do so each time it opens the file. Runtimes that do not are 25 % slower on the
   original file (experiments/README.md).
+
+  Args:
+    path: ONNX file.
+    use_winograd: whether to compute 3x3 convolutions by Winograd's algorithm.
   """
   import onnx_ir
   import onnxruntime
+
+  from uadjax.export import winograd
 
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3  # Errors only.
@@ -86,6 +93,8 @@ def _simplify(path: Path) -> None:
     onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     model = onnx_ir.load(simplified_path)
   _fuse_padding_into_pools(model)
+  if use_winograd:
+    winograd.replace_convolutions(model)
   remove_unused(model)
   onnx_ir.save(model, path)
 
