@@ -207,9 +207,18 @@ def nearest_for_export(queries: Float[Array, 'q d'], index: Index) -> Neighbors:
   the returned row, computed directly, with a relative error of at most 2e-6.
   """
   queries -= index.center[None]
+  # Whole chunks of rows; the norms make those that are added infinitely far.
+  num_missing = -len(index.rows) % CHUNK
+  rows = jnp.pad(index.rows, ((0, num_missing), (0, 0)))
+  squared_norms = jnp.pad(index.squared_norms, (0, num_missing), constant_values=jnp.inf)
   # The bank is the right-hand side of the product, which runtimes pack ahead of time.
-  table = jnp.matmul(queries, -2 * index.rows.T, precision=jax.lax.Precision.HIGHEST)
-  row = jnp.argmin(table + index.squared_norms[None], axis=1).astype(jnp.int32)
+  table = jnp.matmul(queries, -2 * rows.T, precision=jax.lax.Precision.HIGHEST)
+  # Runtimes compute minima several times as fast as an argmin, which reads only one chunk of each
+  # query here.
+  chunks = (table + squared_norms[None]).reshape(-1, len(rows) // CHUNK, CHUNK)
+  chunk = jnp.argmin(chunks.min(axis=2), axis=1)
+  entries = jnp.take_along_axis(chunks, chunk[:, None, None], axis=1)[:, 0]
+  row = (chunk * CHUNK + jnp.argmin(entries, axis=1)).astype(jnp.int32)
   difference = queries - jnp.take(index.rows, row, axis=0, mode='clip')
   return Neighbors(jnp.sqrt(jnp.sum(difference**2, axis=1, keepdims=True)), row[:, None])
 
