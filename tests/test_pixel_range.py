@@ -57,7 +57,7 @@ def portable(values: np.ndarray, maximum: int) -> bytes:
 
 
 def files(values: np.ndarray, bits: int) -> dict[str, bytes]:
-  """The same values in every container, by its name."""
+  """Encode values of a bit depth in each container; return the files by its name."""
   maximum = max((1 << bits) - 1, 256)  # A smaller one means a byte per value.
   stored = {'PPM': portable(values, 65535), 'PPM with maximum': portable(values, maximum)}
   if values.ndim == 2:

@@ -92,8 +92,8 @@ def test_tiles_of_an_image_that_does_not_fit_into_memory_are_decoded_once(tmp_pa
   path = tmp_path / 'a.png'
   pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
   Image.fromarray(pixels).save(path)
-  cache, decode, calls = ImageCache(transforms.parse('tile(32, 8)'), 0), image_io.decode, []
-  monkeypatch.setattr(image_io, 'decode', lambda *args: calls.append(args) or decode(*args))
+  cache, read, calls = ImageCache(transforms.parse('tile(32, 8)'), 0), image_io.read_image, []
+  monkeypatch.setattr(image_io, 'read_image', lambda *args: calls.append(args) or read(*args))
   tiles = cache.list_tiles([path])
   assert not calls, 'the header suffices'
   assert tiles == [Tile(path, i) for i in range(3 * 4)]
