@@ -77,8 +77,13 @@ def test_memory_changes_nothing(records):
 @pytest.mark.parametrize('num_cached', [0, 5, 11])
 def test_cached_files_are_read_once(records, monkeypatch, num_cached):
   reads = []
-  read = inputs.read
-  monkeypatch.setattr(inputs, 'read', lambda x, *args: reads.append(x.origin) or read(x, *args))
+  load = inputs.load
+
+  def load_and_record(source, *args, **options):
+    reads.append(source.origin)
+    return load(source, *args, **options)
+
+  monkeypatch.setattr(inputs, 'load', load_and_record)
   cache = a_cache(num_cached * 8 * 6 * 3)
   for _ in range(3):
     take(batch_streams.eval_batches(records, cache, 11), 9)

@@ -350,19 +350,24 @@ def test_no_array_has_values_that_are_not_finite(directory):
     assert (error.key, 'not finite' in str(error)) == (name, True)
 
 
-@pytest.mark.parametrize('name', ['mean', 'n', 'images_pixels', 'images_groups', 'state.json'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'mean', 'n', 'images_pixels', 'images_sizes', 'images_num_tiles', 'images_groups', 'state.json'
+  ],
+)  # fmt: skip
 def test_states_are_checked_like_models(fitted, name):
   folder = incremental_state.state_folder(fitted('padim'))
   images = incremental_state.load(folder).images
-  shape = images.pixels.shape
   harms: dict[str, list[Any]] = {
     'mean': [np.full((2, 2), np.nan, np.float32), 'shape', 'fifo'],
     'n': [np.float32(np.inf), 'fifo'],
-    'images_pixels': [images.pixels[:, :, :, :2], images.pixels.astype(np.float32), 'shape'],
+    'images_pixels': [images.pixels[:-1], images.pixels.astype(np.float32), 'shape'],
+    'images_sizes': [images.sizes + 1, -images.sizes, images.sizes[:, :1], images.sizes[:-1]],
+    'images_num_tiles': [images.num_tiles + 1, 0 * images.num_tiles, images.num_tiles[:-1]],
     'images_groups': [images.groups + 10**6, images.groups - 10**6, images.groups[:-1]],
     'state.json': ['{"arrays": ["../model/x"]}', '{"arrays": "mean"}', '{"arrays": [1]}', DEEP],
   }
-  assert len(shape) == 4
   path = folder / (name if name == 'state.json' else f'{name}.npy')
   content = path.read_bytes()
   for harm in harms[name]:

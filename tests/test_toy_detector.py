@@ -131,4 +131,4 @@ def test_no_array_is_a_constant_of_its_graph(config):
     return detector.finalize(detector.init(jax.random.key(0), variables))
 
   consts = jax.make_jaxpr(detector.score)(jax.eval_shape(fitted), image).consts
-  assert sum(np.size(x) for x in consts) < 100
+  assert sum(np.size(x) for x in consts) < 1000  # The mean and deviation of a row of pixels.
