@@ -398,7 +398,7 @@ def test_the_tolerance_of_scores_excludes_rounded_convolutions(
   assert difference(scores, exact) > 2 * SCORE_TOLERANCE
 
 
-@pytest.mark.parametrize('name', small_runs.NAMES)
+@pytest.mark.parametrize('name', small_runs.ANY_NAME)
 def test_batched_equals_one_by_one_and_repeats_to_the_bit(name, trained, images, device):
   model = opened(trained(name))
   batched = scores_on(model, device, images)

@@ -1,10 +1,10 @@
 """Laws of tiles: they cover an image, their maps are joined, and thresholds are of whole images."""
 
+import functools
 import itertools
 from pathlib import Path
 
 from hypothesis import given, strategies as st
-import jax
 from jax import numpy as jnp
 import numpy as np
 from PIL import Image
@@ -111,22 +111,30 @@ def test_the_score_of_a_joined_map_is_that_of_the_detector(rule):
   np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
-@pytest.fixture(scope='module', params=small_runs.ANY_NAME)
-def workdir(request, drawn, tmp_path_factory):
-  """A run on tiles of the drawn images, which are 60 x 60."""
-  workdir = tmp_path_factory.mktemp(f'tiled_{request.param}')
-  flags = small_runs.flags(request.param, drawn)
-  assert small_runs.run(*flags, TILED, f'--workdir={workdir}') == 0
-  return workdir
+@pytest.fixture(scope='module')
+def tiled(drawn, tmp_path_factory):
+  """Returns a function that runs a detector on tiles of the drawn images, which are 60 x 60."""
+
+  @functools.cache
+  def run(name):
+    workdir = tmp_path_factory.mktemp(f'tiled_{name}')
+    assert small_runs.run(*small_runs.flags(name, drawn), TILED, f'--workdir={workdir}') == 0
+    return workdir
+
+  return run
+
+
+@pytest.fixture(params=small_runs.ANY_NAME)
+def workdir(request, tiled):
+  return tiled(request.param)
 
 
 def join_slowly(model, image):
   """Score each tile of a 60 x 60 image by itself; each pixel is from the nearest tile center."""
-  scores = jax.jit(model.score)
   starts = (0, 24, 28)
   maps = {
     (top, left): np.asarray(
-      scores(model.fitted, image[None, top : top + 32, left : left + 32]).map[0]
+      model.score(model.fitted, image[None, top : top + 32, left : left + 32]).map[0]
     )
     for top in starts
     for left in starts
@@ -144,9 +152,9 @@ def test_predictions_are_those_of_the_tiles_joined(workdir, drawn):
   model = model_dir.load(workdir / 'model')
   predictor = pipelines.create_model(model_dir=workdir / 'model')
   paths = sorted((drawn / 'disc' / 'test').rglob('*.png'))[:3]
+  maps = [join_slowly(model, image_io.decode(path)) for path in paths]
   for batch_size in (1, 4):
-    for path, result in zip(paths, predictor.predict(paths, batch_size), strict=True):
-      expected = join_slowly(model, image_io.decode(path))
+    for expected, result in zip(maps, predictor.predict(paths, batch_size), strict=True):
       np.testing.assert_allclose(result.anomaly_map, expected, rtol=1e-4, atol=1e-5)
       score = image_score.of_map(expected, model.config.detector.image_score)
       assert result.score == pytest.approx(score, rel=1e-4)
@@ -164,11 +172,9 @@ def test_the_evaluation_has_the_scores_of_predict_and_thresholds_of_images(workd
   assert all(Path(path).is_file() for path in scores.paths)
 
 
-def test_an_image_is_calibrated_by_a_model_without_any_of_its_tiles(drawn, tmp_path):
+def test_an_image_is_calibrated_by_a_model_without_any_of_its_tiles(tiled, tmp_path):
   """A model that learned all other images gives the same score."""
-  flags = *small_runs.flags('padim', drawn), TILED, small_runs.NO_EVALUATION
-  assert small_runs.run(*flags, f'--workdir={tmp_path / "all"}') == 0
-  scores = model_dir.load_calibration_scores(tmp_path / 'all' / 'model')
+  scores = model_dir.load_calibration_scores(tiled('padim') / 'model')
   others = tmp_path / 'images'
   (others / 'disc' / 'train' / 'good').mkdir(parents=True)
   held_out = Path(scores.paths[4])
@@ -181,9 +187,7 @@ def test_an_image_is_calibrated_by_a_model_without_any_of_its_tiles(drawn, tmp_p
   assert result.score == pytest.approx(scores.scores[4], rel=0.02)
 
 
-def test_a_tiled_model_can_be_extended_after_its_files_are_gone(drawn, tmp_path):
-  flags = *small_runs.flags('padim', drawn), TILED, small_runs.NO_EVALUATION
-  assert small_runs.run(*flags, f'--workdir={tmp_path / "all"}') == 0
+def test_a_tiled_model_can_be_extended_after_its_files_are_gone(tiled, drawn, tmp_path):
   records = sorted((drawn / 'disc' / 'train' / 'good').glob('*.png'))
   for part, paths in (('first', records[:7]), ('second', records[7:])):
     folder = tmp_path / part / 'disc' / 'train' / 'good'
@@ -198,7 +202,8 @@ def test_a_tiled_model_can_be_extended_after_its_files_are_gone(drawn, tmp_path)
   extend = f'--config.fit.extend={tmp_path / "a" / "model"}'
   assert small_runs.run(*flags, f'--workdir={tmp_path / "b"}', extend) == 0
   whole, extended = (
-    model_dir.load_calibration_scores(tmp_path / name / 'model') for name in ('all', 'b')
+    model_dir.load_calibration_scores(workdir / 'model')
+    for workdir in (tiled('padim'), tmp_path / 'b')
   )
   np.testing.assert_allclose(sorted(extended.scores), sorted(whole.scores), rtol=0.02)
 
