@@ -8,6 +8,7 @@ Letters: r graphs, n images, h w image.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -108,14 +109,21 @@ class EvaluationImages(NamedTuple):
   def score(
     self, run: scorers.RunFunction, records: Sequence[Record], batch_size: int
   ) -> Float[np.ndarray, ' n']:
-    """Return the image scores by a graph."""
+    """Return the image scores by a graph, whose batches are filled across images."""
+    grids: list[TileGrid] = []
 
-    def score_image(path: Path) -> float:
-      grid, tiles = self.read_tiles(path)
-      return scorers.join_tiles(grid, scorer.score_lazily(tiles), self.rule).score
+    def read_all_tiles() -> Iterator[scorers.Image]:
+      for record in records:
+        grid, tiles = self.read_tiles(record.path)
+        grids.append(grid)
+        yield from tiles
 
-    scorer = scorers.Scorer([run], batch_sizes=(batch_size,))
-    return np.array([score_image(record.path) for record in records])
+    scorer, scores = scorers.Scorer([run], batch_sizes=(batch_size,)), list[float]()
+    predictions = scorer.score_lazily(read_all_tiles())
+    for first in predictions:
+      grid, tiles_of_image = grids[len(scores)], itertools.chain([first], predictions)
+      scores.append(scorers.join_tiles(grid, tiles_of_image, self.rule).score)
+    return np.array(scores)
 
 
 def select_images(

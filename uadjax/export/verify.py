@@ -97,9 +97,10 @@ def select_images(
   ops = graphs.input_ops(model.ops, camera_size)
   loaded = (inputs.load(source, ops, pixel_range=model.pixel_range) for source in sources)
   images = [image.require_pixels() for image in loaded]
-  tiles = [ops.tile_grid(image.shape[0], image.shape[1]).cut(image) for image in images]
+  grids = [ops.tile_grid(image.shape[0], image.shape[1]) for image in images]
   # One tile of each image, from different places.
-  graph_inputs = np.stack([tiles[i][i % len(tiles[i])] for i in range(len(tiles))])
+  windows = [grid.window(i % grid.num_tiles) for i, grid in enumerate(grids)]
+  graph_inputs = np.stack([image[window] for image, window in zip(images, windows, strict=True)])
   network_inputs = (
     np.stack([model.ops.apply(image) for image in graph_inputs]) if camera_size else graph_inputs
   )
