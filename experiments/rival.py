@@ -7,9 +7,10 @@
     --rival="$PEER {model} {root} {category} --ratio {ratio}" \
     --cases=padim:toothbrush:3,patchcore:screw:1,patchcore@0.1:toothbrush:2
 
-A case is config:category:rounds, with PatchCore's ratio after an @ (default 0.01). A round is a run
-of uadjax, with its own seed, and a run of the rival, each in a separate process; the order
-alternates. Finished rounds are appended to --log at once, and are not repeated.
+A case is config:category:rounds. After an @ the config may have a value: PatchCore's ratio, or the
+training steps of STFPM, which reach the rival as {ratio} or {steps}. A round is a run of uadjax,
+with its own seed, and a run of the rival, each in a separate process; the order alternates.
+Finished rounds are appended to --log at once, and are not repeated.
 
 The rival's last line is JSON: fit_s, test_s, image_AUROC. The script compares
 - the whole job: the rival's fit and test; for uadjax a run of uadjax.main from its flags to its
@@ -37,7 +38,7 @@ from uadjax.sweep import results, tables
 
 RoundRecord = dict[str, Any]  # A line of the log.
 Measures = dict[str, float]
-_DEFAULT_RATIO = '0.01'  # The ratio of configs/patchcore.py.
+_DEFAULTS = {'ratio': '0.01', 'steps': '50'}  # PatchCore's ratio is that of its config.
 _COLUMNS = {
   'job_s': ('whole job s', 1),
   'peak_mb': ('peak MB', 0),
@@ -64,38 +65,45 @@ class Case(NamedTuple):
 
   Attributes:
     model: name of the config, and of the rival's model.
-    ratio: PatchCore's ratio as text; empty for the config's default.
+    value: PatchCore's ratio or the steps of STFPM as text; empty for the default.
     category: folder of the dataset.
     rounds: number of rounds.
   """
 
   model: str
-  ratio: str
+  value: str
   category: str
   rounds: int
 
   def __str__(self) -> str:
-    model = f'{self.model}@{self.ratio}' if self.ratio else self.model
+    model = f'{self.model}@{self.value}' if self.value else self.model
     return f'{model} {self.category}'
+
+  def settings(self) -> dict[str, str]:
+    """Return the values of the rival's template fields."""
+    own = {'steps' if self.model == 'stfpm' else 'ratio': self.value} if self.value else {}
+    return {**_DEFAULTS, **own}
 
 
 def parse_cases(text: str) -> list[Case]:
-  """Parse `config[@ratio]:category:rounds,...`."""
+  """Parse `config[@value]:category:rounds,...`."""
   cases = []
   for item in text.split(','):
     match = re.fullmatch(r'(\w+)(?:@([\d.]+))?:(\w+):(\d+)', item)
     if match is None:
       raise argparse.ArgumentTypeError(f'{item!r} is not config:category:rounds')
-    model, ratio, category, rounds = match.groups(default='')
-    cases.append(Case(model, ratio, category, int(rounds)))
+    model, value, category, rounds = match.groups(default='')
+    cases.append(Case(model, value, category, int(rounds)))
   return cases
 
 
 def run_uadjax(case: Case, root: str, weights: str, seed: int) -> Measures:
   """Run uadjax once."""
   flags = subprocess_runs.run_flags(root, case.category, weights, seed)
-  if case.ratio:
-    flags.append(f'--config.detector.ratio={case.ratio}')
+  if case.model == 'stfpm':
+    flags.append(f'--config.fit.steps={case.settings()["steps"]}')
+  elif case.model == 'patchcore':
+    flags.append(f'--config.detector.ratio={case.settings()["ratio"]}')
   with tempfile.TemporaryDirectory() as folder:
     workdir = Path(folder) / 'run'
     job_flags = [f'--config=configs/{case.model}.py', f'--workdir={workdir}', *flags]
@@ -118,7 +126,7 @@ def run_rival(case: Case, root: str, template: str) -> Measures:
     model=case.model,
     root=shlex.quote(str(Path(root).absolute())),
     category=case.category,
-    ratio=case.ratio or _DEFAULT_RATIO,
+    **case.settings(),
   )
   # Links are not resolved: the Python of a virtual environment must stay a link.
   command = [
