@@ -10,6 +10,7 @@ Letters: b batch, H W image at network size, h w map of embeddings, d embedding.
 # ruff: noqa: D102  # The docstring of a protocol is that of its function.
 
 from collections.abc import Callable, Iterable, Iterator
+import functools
 from typing import NamedTuple, Protocol
 
 import jax
@@ -55,11 +56,21 @@ class RunContext(NamedTuple):
   max_extra_images_per_shard: int = 0
 
 
-def stage_shapes(backbone: backbones.Backbone, context: RunContext) -> list[tuple[int, int, int]]:
-  """Return the height, width and number of channels of each stage of a backbone."""
-  image = jax.ShapeDtypeStruct((1, context.height, context.width, 3), np.float32)
+# A run asks for the same shapes several times, and each time to trace the network takes 0.2 s.
+@functools.lru_cache(maxsize=8)
+def stage_shapes(
+  backbone: backbones.Backbone, height: int, width: int
+) -> tuple[tuple[int, int, int], ...]:
+  """Return the height, width and number of channels of each stage of a backbone.
+
+  Args:
+    backbone: the network.
+    height: height of its input.
+    width: width of its input.
+  """
+  image = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
   stages = jax.eval_shape(lambda x: backbone.init_with_output(jax.random.key(0), x)[0], image)
-  return [stages[name].shape[1:] for name in backbone.stages]
+  return tuple(stages[name].shape[1:] for name in backbone.stages)
 
 
 class InitFn(Protocol):

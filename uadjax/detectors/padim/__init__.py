@@ -120,7 +120,7 @@ def make(
   if context.max_images:
     num_images = context.num_previous_images + context.max_images
     validate_settings(num_images, options.channels, options.ridge)
-  shapes = base.stage_shapes(backbone, context)
+  shapes = base.stage_shapes(backbone, context.height, context.width)
   map_size, stage_channels = shapes[0][:2], tuple(shape[2] for shape in shapes)
   max_channels = sum(stage_channels)
   if options.channels > max_channels:

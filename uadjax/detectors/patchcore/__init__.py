@@ -91,7 +91,7 @@ def make(
   Raises:
     ConfigError: `max_bytes` is too small.
   """
-  shapes = base.stage_shapes(backbone, context)
+  shapes = base.stage_shapes(backbone, context.height, context.width)
   (h, w, _), d = shapes[0], sum(shape[2] for shape in shapes)
   d = min(d, options.channels or d)
   bank = capacity.configure_bank(d, h * w, context, options)
