@@ -306,7 +306,6 @@ def test_embeddings_that_a_full_disk_cannot_hold_are_not_stored(records, monkeyp
   tiles = [Tile(records[0].path)]
   store = EmbeddingStore(tiles, 1 << 20)
   store.add(tiles, jnp.ones((1, *SHAPE)))
-  store.finish()
   assert store.get(tiles) is None
 
 

@@ -33,29 +33,16 @@ class EmbeddingStore:
     self._views: dict[Tile, Float[np.ndarray, 'h w d']] = {}
     self._offsets: dict[Tile, int] = {}  # Positions in the file.
     self._file: io.FileIO | None = None
-    self._pending: tuple[Sequence[Tile], Float[Array, 'b h w d']] | None = None
 
   def add(self, tiles: Sequence[Tile], embeddings: Float[Array, 'b h w d']) -> None:
-    """Store the embeddings of chosen tiles of a batch, while they fit.
-
-    They are copied to the host when the next batch is added, because now the devices may still be
-    computing them.
+    """Store the embeddings of chosen tiles of a batch, while they fit; wait for the devices.
 
     Args:
       tiles: tiles of the first rows; the other rows are padding.
       embeddings: embeddings of all rows.
     """
-    self.finish()
     if self._tiles.intersection(tiles) and embeddings.nbytes // len(embeddings) <= self._free_bytes:
-      self._pending = tiles, embeddings
-
-  def finish(self) -> None:
-    """Store the embeddings of the last batch; call it after the last `add`."""
-    if self._pending is None:
-      return
-    tiles, embeddings = self._pending
-    self._pending = None
-    self._write(tiles, np.asarray(embeddings)[: len(tiles)])
+      self._write(tiles, np.asarray(embeddings)[: len(tiles)])
 
   def add_views(self, tiles: Sequence[Tile], embeddings: Float[np.ndarray, 'n h w d']) -> None:
     """Store the embeddings of chosen tiles that lie in host memory already.

@@ -187,11 +187,13 @@ def _learn(
 
   def embed_micro_batch(micro_batch: Batch) -> Batch:
     features = embed(extractor, meshes.shard_batch(run.mesh, micro_batch))
-    if learned_embeddings is None:
-      embeddings.add([tiles[i] for i in micro_batch.index if i >= 0], features)
     # Pixels are no longer needed, but one per image stays: XLA (JAX 0.11) crashes when a sharded
     # program takes an empty array and returns it with others.
-    micro_batch = micro_batch._replace(image=micro_batch.image[:, :1, :1], features=features)
+    return micro_batch._replace(image=micro_batch.image[:, :1, :1], features=features)
+
+  def move_to_state(micro_batch: Batch) -> Batch:
+    if learned_embeddings is None:
+      embeddings.add([tiles[i] for i in micro_batch.index if i >= 0], micro_batch.features)
     micro_batch = use_tile_ids(micro_batch, run.image_table.new_tile_ids)
     return meshes.shard_batch(state_mesh, micro_batch)
 
@@ -211,10 +213,10 @@ def _learn(
     hooks = [log_hook, stack.enter_context(progress_bar)]
     join = meshes.shards(state_mesh).shard_map(_concatenate_shards, (P('data'),), P('data'))
     timed = log_hook.time_data(image_batches)
-    micro_batches = scoring.prefetch_to_device(timed, embed_micro_batch)
+    # To move embeddings waits for them, and the devices embed the next micro-batch meanwhile.
+    micro_batches = map(move_to_state, scoring.prefetch_to_device(timed, embed_micro_batch))
     batches = _join_groups(micro_batches, num_micro_batches, jax.jit(join))
     state = loop.run(update_with_space, state, batches, range(1, num_steps + 1), hooks)
-  embeddings.finish()
   if learned_embeddings is not None:
     tile_by_id = dict(zip(run.image_table.new_tile_ids.tolist(), tiles, strict=True))
     tile_ids, learned = learned_embeddings(state)
