@@ -1,8 +1,9 @@
 """Milliseconds per call of exported graphs, PyTorch modules and OpenVINO exports of anomalib.
 
   python experiments/inference_speed.py --anomalib_python PEER/bin/python padim=RUN/model \
-    patchcore=RUN/model stfpm=RUN/model
+    patchcore=RUN/model patchcore@large=RUN/model stfpm=RUN/model
 
+A model is named by its detector; a text after an @ tells models of one detector apart.
 Systems alternate over several rounds, each in a separate process, all in float32 on as many threads
 as there are cores. Images are decoded and have network size. uadjax computes from bytes to map and
 score; anomalib computes from normalized floats, without its pre- and post-processing. Its PatchCore
@@ -22,19 +23,25 @@ from typing import Any
 from uadjax.sweep import tables
 
 _BATCHES = 1, 8
-NUM_CALLS = 20
+NUM_CALLS, _MIN_CALLS, _MAX_SECONDS = 25, 5, 10.0
 _UADJAX_RUNTIMES = 'jax', 'onnxruntime', 'openvino'
 _ANOMALIB_RUNTIMES = 'torch', 'openvino'
 
 
 def median_milliseconds(call: Any, num_calls: int = NUM_CALLS) -> float:
-  """Return the median milliseconds of a call, after a quarter as many calls to warm up."""
-  seconds, num_warm_up = [], num_calls // 4
-  for _ in range(num_warm_up + num_calls):
+  """Return the median milliseconds of a call, without the first fifth of the calls.
+
+  Slow calls are fewer than `num_calls`: as many as start within ten seconds, but at least five.
+  """
+  seconds, end_time = [], time.perf_counter() + _MAX_SECONDS
+  while len(seconds) < num_calls:
     start_time = time.perf_counter()
+    if start_time > end_time and len(seconds) >= _MIN_CALLS:
+      break
     call()
     seconds.append(time.perf_counter() - start_time)
-  return 1e3 * sorted(seconds[num_warm_up:])[num_calls // 2]
+  warm_seconds = sorted(seconds[len(seconds) // 5 :])
+  return 1e3 * warm_seconds[len(warm_seconds) // 2]
 
 
 def time_uadjax(system: str, directory: Path) -> dict[int, float]:
@@ -139,7 +146,7 @@ def main() -> None:
     elif library == 'uadjax':
       print(json.dumps(time_uadjax(system, Path(argument))))
     else:
-      print(json.dumps(time_anomalib(system, detector, int(argument))))
+      print(json.dumps(time_anomalib(system, detector.partition('@')[0], int(argument))))
     return
 
   import subprocess_runs
@@ -150,7 +157,7 @@ def main() -> None:
   jobs = []
   for name, directory in models.items():
     rows = 0
-    if name == 'patchcore':
+    if name.startswith('patchcore'):
       rows = len(model_dir.load(directory).fitted.memory_bank.rows)
       print(f'PatchCore has {rows} rows.', file=sys.stderr)
     jobs += [
@@ -184,8 +191,8 @@ def main() -> None:
     table.append([name, f'{library}, {system}', *cells])
   print(tables.markdown_table(['', 'runs on', *(f'batch {n}' for n in _BATCHES)], table))
   print(
-    f'\nMilliseconds per call: median (range) over {flags.rounds} processes of the median of '
-    f'{NUM_CALLS} calls. A matrix product reaches '
+    f'\nMilliseconds per call: median (range) over {flags.rounds} processes of the median of up '
+    f'to {NUM_CALLS} calls. A matrix product reaches '
     f'{tables.format_cell(tables.center_and_range(gflops), 0)} GFLOP/s. '
     f'{subprocess_runs.describe_machine()}.'
   )
