@@ -14,6 +14,7 @@ from uadjax.data import demo, image_io
 
 METRICS = (
   'image_auroc', 'image_ap', 'image_f1_max', 'pixel_auroc', 'pixel_ap', 'pixel_f1_max', 'au_pro',
+  'au_pro_05',
 )  # fmt: skip
 AT_THRESHOLD = {
   'counts', 'image_precision', 'image_recall', 'image_f1', 'false_alarm_rate', 'miss_rate',

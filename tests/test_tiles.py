@@ -74,8 +74,8 @@ def test_images_are_scaled_down_with_their_aspect_and_up_to_a_tile():
   assert (ops.height, ops.width) == (256, 256)
   sizes = {(3000, 4000): (768, 1024), (500, 800): (500, 800), (100, 300): (256, 768)}
   assert {size: ops.scaled_size(*size) for size in sizes} == sizes
-  assert ops.tile_grid(768, 1024).tops == (0, 224, 448, 512)
-  assert transforms.parse('resize(64, 48)').tile_grid(64, 48).num_tiles == 1
+  assert ops.tile_grid((768, 1024)).tops == (0, 224, 448, 512)
+  assert transforms.parse('resize(64, 48)').tile_grid((64, 48)).num_tiles == 1
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ class ImageCache:
       DataError: the image cannot be read.
     """
     image = self.load(tile.path)
-    return image[self.ops.tile_grid(image.shape[0], image.shape[1]).window(tile.number)]
+    return image[self.ops.tile_grid(image.shape[:2]).window(tile.number)]
 
   def tile_grid(self, path: Path) -> TileGrid:
     """Return the tiles of an image, of which at most the header is read.
@@ -96,13 +96,12 @@ class ImageCache:
       DataError: the header cannot be read.
     """
     if not self.ops.is_tiled:
-      return self.ops.tile_grid(self.ops.height, self.ops.width)
+      return self.ops.tile_grid((self.ops.height, self.ops.width))
     if path in self._properties:
-      return self.ops.tile_grid(*self._properties[path].size)
+      return self.ops.tile_grid(self._properties[path].size)
     if loaded_image := self.images.get(path):
-      pixels = loaded_image.require_pixels()
-      return self.ops.tile_grid(pixels.shape[0], pixels.shape[1])
-    return self.ops.tile_grid(*self.ops.scaled_size(*image_io.image_size(path)))
+      return self.ops.tile_grid(loaded_image.require_pixels().shape[:2])
+    return self.ops.tile_grid(self.ops.scaled_size(*image_io.image_size(path)))
 
   def list_tiles(self, paths: Iterable[Path]) -> list[Tile]:
     """Return the tiles of images in order.

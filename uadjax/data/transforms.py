@@ -10,6 +10,7 @@ tiles (see `tiles`).
 Letters: h w the original, height width the scaled image.
 """
 
+from collections.abc import Sequence
 import itertools
 import math
 import re
@@ -179,8 +180,13 @@ class Ops(NamedTuple):
     frame = self.frame(h, w)
     return frame.height, frame.width
 
-  def tile_grid(self, height: int, width: int) -> TileGrid:
-    """Return the tiles of a scaled image, which is one tile if the network sees it as a whole."""
+  def tile_grid(self, size: Sequence[int]) -> TileGrid:
+    """Return the tiles of a scaled image, which is one tile if the network sees it as a whole.
+
+    Args:
+      size: height and width of the scaled image.
+    """
+    height, width = size
     overlap = self.steps[-1].arguments[1] if self.is_tiled else 0
     return TileGrid.build(height, width, self.height, self.width, overlap)
 

@@ -253,7 +253,10 @@ def compute_metrics(
       for prefix, ranking in (('image', image_ranking), ('pixel', pixel_ranking))
       for name, metric in _RANK_METRICS.items()
     },
-    'au_pro': metrics.au_pro(pixel_ranking) if pixel_ranking else None,
+    **{
+      name: metrics.au_pro(pixel_ranking, limit) if pixel_ranking else None
+      for name, limit in _AU_PRO_LIMITS.items()
+    },
     # These metrics are at the best threshold in hindsight.
     'oracles': ['image_f1_max', 'pixel_f1_max'],
     'counts': {
@@ -267,6 +270,8 @@ def compute_metrics(
 
 
 _RANK_METRICS = {'auroc': metrics.auroc, 'ap': metrics.average_precision, 'f1_max': metrics.f1_max}
+# False-positive rates up to which MVTec AD and MVTec AD 2 integrate the PRO curve.
+_AU_PRO_LIMITS = {'au_pro': curves.PRO_LIMIT, 'au_pro_05': 0.05}
 
 
 def _metrics_at_threshold(results: Sequence[ImageResult]) -> Metrics:

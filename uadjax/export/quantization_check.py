@@ -91,7 +91,7 @@ class EvaluationImages(NamedTuple):
     """Read an image file as inputs of the graph, which are its tiles."""
     source = inputs.Source(str(path), path)
     image = inputs.load(source, self.ops, pixel_range=self.pixel_range).require_pixels()
-    grid = self.ops.tile_grid(image.shape[0], image.shape[1])
+    grid = self.ops.tile_grid(image.shape[:2])
     return grid, grid.cut(image)
 
   def read_batches(

@@ -97,7 +97,7 @@ def select_images(
   ops = graphs.input_ops(model.ops, camera_size)
   loaded = (inputs.load(source, ops, pixel_range=model.pixel_range) for source in sources)
   images = [image.require_pixels() for image in loaded]
-  grids = [ops.tile_grid(image.shape[0], image.shape[1]) for image in images]
+  grids = [ops.tile_grid(image.shape[:2]) for image in images]
   # One tile of each image, from different places.
   windows = [grid.window(i % grid.num_tiles) for i, grid in enumerate(grids)]
   graph_inputs = np.stack([image[window] for image, window in zip(images, windows, strict=True)])

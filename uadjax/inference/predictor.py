@@ -132,12 +132,12 @@ class Predictor(NamedTuple):
   def cut_tiles(self, image: LoadedImage) -> list[UInt8[np.ndarray, 'height width 3']]:
     """Return the tiles of a readable image, which the scorer takes."""
     pixels = image.require_pixels()
-    return self.model.ops.tile_grid(pixels.shape[0], pixels.shape[1]).cut(pixels)
+    return self.model.ops.tile_grid(pixels.shape[:2]).cut(pixels)
 
   def join_tiles(self, image: LoadedImage, predictions: Iterable[Prediction]) -> Prediction:
     """Return the prediction of a readable image, given those of its tiles, which come first."""
     pixels, model = image.require_pixels(), self.model
-    grid = model.ops.tile_grid(pixels.shape[0], pixels.shape[1])
+    grid = model.ops.tile_grid(pixels.shape[:2])
     return scorers.join_tiles(grid, predictions, model.config.detector.image_score)
 
   def _tiles(

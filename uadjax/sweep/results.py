@@ -50,6 +50,7 @@ COLUMNS = {
   'image_auroc': Column('image AUROC', statistics.mean, 3),
   'pixel_auroc': Column('pixel AUROC', statistics.mean, 3),
   'au_pro': Column('AU-PRO', statistics.mean, 3),
+  'au_pro_05': Column('AU-PRO to 5 %', statistics.mean, 3),
   'fit_s': Column('fit s', statistics.median, 1),
   'evaluate_s': Column('evaluate s', statistics.median, 1),
   'fit_peak_mb': Column('peak MB', statistics.median, 0),
@@ -64,7 +65,7 @@ def load_summary(workdir: Path) -> RunSummary | None:
     return None
   metrics, timing = result.get('metrics', {}), result['timing']
   return {
-    **{key: metrics.get(key) for key in ('image_auroc', 'pixel_auroc', 'au_pro')},
+    **{key: metrics.get(key) for key in ('image_auroc', 'pixel_auroc', 'au_pro', 'au_pro_05')},
     **verdict_shares(metrics.get('at_threshold', {})),
     **{key: timing.get(key) for key in ('check_s', 'fit_s', 'calibrate_s', 'evaluate_s')},
     'fit_peak_mb': timing['peak_memory_mb'],
