@@ -20,8 +20,6 @@ import sys
 import time
 from typing import Any
 
-from uadjax.sweep import tables
-
 _BATCHES = 1, 8
 NUM_CALLS, _MIN_CALLS, _MAX_SECONDS = 25, 5, 10.0
 _UADJAX_RUNTIMES = 'jax', 'onnxruntime', 'openvino'
@@ -152,6 +150,7 @@ def main() -> None:
   import subprocess_runs
 
   from uadjax.model import model_dir
+  from uadjax.sweep import tables
 
   models = {name: Path(path) for name, _, path in (text.partition('=') for text in flags.models)}
   jobs = []
