@@ -119,6 +119,8 @@ def test_metrics_are_those_of_the_scores(trained, name):
       assert float(row[key]) == limits[key]
   assert metrics['counts'] == {
     'good': 3, 'defective': 6, 'without_mask': 0, 'unseen_pixels': 0, 'unseen_defect_pixels': 0,
+    'defects': sum(r['regions'] for r in at['miss_rate_by_region_size'].values()),
+    'unseen_defects': 0,
   }  # fmt: skip
   (row,) = table(workdir / 'disc.csv')
   assert row['category'] == 'disc'

@@ -21,6 +21,7 @@ WRONG_TEXTS = {
   'data.ops': ('train', 'rezise(32)', {}),
   'data.mask': ('train', 'above', {}),
   'data.range': ('train', '9,1', {}),
+  'data.roi': ('train', '/nowhere.png', {}),
   'backbone.weights': ('train', '/no/file.pth', {}),
   'detector.name': ('train', 'patchcoer', {}),
   'detector.layers': ('train', 'layer9', {}),

@@ -207,3 +207,18 @@ def test_drawing_takes_little_memory_besides_the_sheet(monkeypatch):
     assert tracemalloc.get_traced_memory()[1] < 2.5 * image.nbytes
   finally:
     tracemalloc.stop()
+
+
+def test_a_tile_dims_what_is_not_inspected_and_outlines_the_rest():
+  image, mask = np.full((90, 90, 3), 200, np.uint8), np.zeros((90, 90), bool)
+  mask[20:70, 10:60] = True
+  values = np.zeros((90, 90), np.float32)
+  canvas = np.asarray(
+    sheet.draw_sheet({'map': sheet.Tile(image, values, mask, region=mask)}, 'name', scale=SCALE)
+  )
+  (left, top), border, casing = heatmap.find_outline(mask, 800)
+  expected = np.where(mask[..., None], image, (0.4 * image).astype(np.uint8))
+  window = expected[top : top + border.shape[0], left : left + border.shape[1]]
+  window[casing], window[border] = heatmap.CASING_COLOR, heatmap.REGION_COLOR
+  place(canvas, expected)
+  assert border.sum() == 4 * 49  # One pixel wide.

@@ -7,8 +7,17 @@ The functions here take the `data` section of a configuration. `image_io` decode
 
 from collections.abc import Sequence
 import dataclasses
+from pathlib import Path
 
-from uadjax.data import bit_depth, checks, layouts, pixel_range, records, transforms
+from uadjax.data import (
+  bit_depth,
+  checks,
+  layouts,
+  pixel_range,
+  records,
+  region_of_interest,
+  transforms,
+)
 from uadjax.data.settings import DataSettings
 from uadjax.system.progress import show_progress
 
@@ -36,6 +45,7 @@ def check_dataset(
   min_images: int = checks.MIN_IMAGES,
   on_train_image: checks.ImageFunction | None = None,
   on_test_image: checks.ImageFunction | None = None,
+  ops: transforms.Ops | None = None,
 ) -> checks.Report:
   """Check the dataset that a `data` config names, and show progress.
 
@@ -46,13 +56,29 @@ def check_dataset(
     min_images: smallest number of good training images that is not an error.
     on_train_image: see `checks.check`.
     on_test_image: see `checks.check`.
+    ops: operations that will scale the images; None for those of the config.
+
+  Raises:
+    DataError: the folder, or the region of interest, cannot be read.
   """
   config = _with_root(config)
   if config.bits == pixel_range.AUTO:
     config = decide_bits(config, scan(config).splits.train)
   dataset = config.root, config.category, config.layout, config.mask
-  functions, ops = (on_train_image, on_test_image), transforms.parse(config.ops)
+  functions, ops = (on_train_image, on_test_image), ops or load_ops(config)
   return checks.check(*dataset, min_images, show_progress, *functions, config.pixel_range, ops)
+
+
+def load_ops(config: DataSettings) -> transforms.Ops:
+  """Return the operations that scale images, with the region of interest, whose file is read.
+
+  Raises:
+    ConfigError: the region cannot be combined with the operations.
+    DataError: the region cannot be read, or is empty.
+  """
+  category = config.category or Path(config.root).resolve().name
+  region = region_of_interest.load(config.roi, category)
+  return transforms.parse(config.ops).with_region(region)
 
 
 def decide_bits(config: DataSettings, training: Sequence[records.Record]) -> DataSettings:

@@ -6,10 +6,10 @@ from pathlib import Path
 import threading
 from typing import NamedTuple
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
-from uadjax.data import image_io, inputs, near_duplicates, transforms
+from uadjax.data import image_io, inputs, near_duplicates, region_of_interest, transforms
 from uadjax.data.image_io import DecodedImage
 from uadjax.data.image_statistics import ImageStatistics
 from uadjax.data.inputs import LoadedImage
@@ -110,6 +110,31 @@ class ImageCache:
       DataError: the header of an image cannot be read.
     """
     return [Tile(path, i) for path in paths for i in range(self.tile_grid(path).num_tiles)]
+
+  def inspected_pixels(self, path: Path) -> Bool[np.ndarray, 'height width'] | None:
+    """Return which pixels of a scaled image that is tiled are inspected; None for all.
+
+    Raises:
+      DataError: the header cannot be read.
+    """
+    if not self.ops.has_blanks:
+      return None
+    if loaded_image := self.images.get(path):
+      return ~region_of_interest.find_outside(loaded_image.require_pixels())
+    return self.ops.inspected_pixels(*image_io.image_size(path))
+
+  def inspected_share(self, path: Path) -> float:
+    """Return the share of the pixels of all tiles of an image that is inspected.
+
+    Raises:
+      DataError: the header cannot be read.
+    """
+    inspected = self.inspected_pixels(path)
+    if inspected is None:
+      return 1.0
+    grid = self.tile_grid(path)
+    shares = [inspected[grid.window(i)].mean() for i in range(grid.num_tiles)]
+    return float(np.mean(shares))
 
   def properties(self, path: Path) -> ImageProperties:
     """Return the properties of an image; read its file unless that was done before.

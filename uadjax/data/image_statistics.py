@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import math
 from typing import NamedTuple
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from PIL import Image
 
@@ -53,6 +53,7 @@ def measure(
   pixels: UInt8[np.ndarray, 'height width 3'],
   size: tuple[int, int],
   has_further_pages: bool = False,
+  inspected: Bool[np.ndarray, 'height width'] | None = None,
 ) -> ImageStatistics:
   """Measure an image at network size.
 
@@ -60,10 +61,15 @@ def measure(
     pixels: the image.
     size: height and width of the original.
     has_further_pages: whether the file has further pages, which are not judged.
+    inspected: True for the pixels that count; None for all.
   """
   gray = np.asarray(Image.fromarray(pixels).convert('F'))  # Luma, not rounded.
+  laplacian = _laplacian(gray)
+  if inspected is not None:
+    laplacian, gray = laplacian[_interior(inspected)], gray[inspected]
+    pixels = pixels[inspected]
   contrast = float(gray.std())
-  detail = math.sqrt(max(0.0, float(_laplacian(gray).var()) - _LAPLACIAN_OF_ROUNDING))
+  detail = math.sqrt(max(0.0, float(laplacian.var()) - _LAPLACIAN_OF_ROUNDING))
   red, green, blue = np.moveaxis(pixels, -1, 0)
   largest = np.maximum(np.maximum(red, green), blue)
   smallest = np.minimum(np.minimum(red, green), blue)
@@ -82,6 +88,13 @@ def _laplacian(gray: Float[np.ndarray, 'height width']) -> Float[np.ndarray, 'he
   padded = np.pad(gray, 1, mode='edge')
   vertical = padded[:-2, 1:-1] + padded[2:, 1:-1]
   return vertical + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * gray
+
+
+def _interior(inspected: Bool[np.ndarray, 'height width']) -> Bool[np.ndarray, 'height width']:
+  """Return the pixels whose Laplacian depends on inspected pixels only; all if there is none."""
+  padded = np.pad(inspected, 1, mode='edge')
+  interior = inspected & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+  return interior if interior.any() else inspected
 
 
 class StatisticsRange(NamedTuple):

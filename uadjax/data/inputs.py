@@ -214,19 +214,30 @@ def load(
   try:
     fetched = fetch(source, access)
     image = _read(fetched, max_pixels, pixel_range)
+    if keep_original:
+      fetched = fetched._replace(origin=image.pixels)
+    return resize(source, fetched, image, ops)
   except DataError as error:
     return LoadedImage(source, source, error=error)
-  if keep_original:
-    fetched = fetched._replace(origin=image.pixels)
-  return resize(source, fetched, image, ops)
 
 
 def resize(
   source: Source, reread_source: Source, image: DecodedImage, ops: transforms.Ops
 ) -> LoadedImage:
-  """Bring a decoded image to network size; the sources are those of the result."""
-  size, pixels = (image.pixels.shape[0], image.pixels.shape[1]), ops.apply(image.pixels)
-  statistics = image_statistics.measure(pixels, size, image.has_further_pages)
+  """Bring a decoded image to network size; the sources are those of the result.
+
+  Raises:
+    DataError: the image does not fit to the operations; the message has its name.
+  """
+  size = image.pixels.shape[0], image.pixels.shape[1]
+  try:
+    pixels = ops.apply(image.pixels)
+  except DataError as error:
+    name = http.redact_url(source.name) if _URL.match(source.name) else source.name
+    error.message = f'{name}: {error.message}'
+    raise
+  inspected = ops.inspected_pixels(*size)
+  statistics = image_statistics.measure(pixels, size, image.has_further_pages, inspected)
   return LoadedImage(source, reread_source, size, pixels, statistics)
 
 

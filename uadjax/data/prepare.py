@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from uadjax import data
-from uadjax.data import checks, convert, records, resplit
+from uadjax.data import checks, convert, records, resplit, transforms
 from uadjax.data.checks import report as reports
 from uadjax.data.settings import CheckSettings, DataSettings
 from uadjax.errors import DataError
@@ -18,6 +18,7 @@ def checked_splits(
   enforce: bool,
   min_images: int,
   on_image: checks.ImageFunction | None = None,
+  ops: transforms.Ops | None = None,
 ) -> records.Splits:
   """Check the dataset and return its images; with `check.enforce=false`, the usable ones.
 
@@ -26,11 +27,12 @@ def checked_splits(
     enforce: the setting check.enforce.
     min_images: smallest number of good training images that is not an error.
     on_image: function to call in a thread with path and decoded image of each readable image.
+    ops: operations that will scale the images; None for those of the settings.
 
   Raises:
     DataError: the check failed, or no training images remain; the message lists all problems.
   """
-  report = data.check_dataset(settings, min_images, on_image, on_image)
+  report = data.check_dataset(settings, min_images, on_image, on_image, ops)
   splits = checks.require_valid(report) if enforce else checks.usable_splits(report)
   if not splits.learned():
     raise DataError(f'{report}\nNo usable training images remain.')
@@ -44,7 +46,10 @@ def checked_splits(
 
 
 def checked_test_set(
-  settings: DataSettings, enforce: bool, on_image: checks.ImageFunction | None = None
+  settings: DataSettings,
+  enforce: bool,
+  on_image: checks.ImageFunction | None = None,
+  ops: transforms.Ops | None = None,
 ) -> tuple[records.Record, ...]:
   """Check the dataset and return its test images, ignoring problems of training images.
 
@@ -54,12 +59,13 @@ def checked_test_set(
     settings: section `data` of the configuration.
     enforce: the setting check.enforce.
     on_image: function to call in a thread with path and decoded image of each readable test image.
+    ops: operations that will scale the images; None for those of the settings.
 
   Raises:
     DataError: the check of the test images failed, and the message lists all problems; or there
       are no test images.
   """
-  report = data.check_dataset(settings, on_test_image=on_image)
+  report = data.check_dataset(settings, on_test_image=on_image, ops=ops)
   test = report.splits.test
   test_files = {path for record in test for path in (record.path, record.mask)}
   report = report._replace(problems=tuple(p for p in report.problems if p.path in test_files))

@@ -29,6 +29,10 @@ class DataSettings:
     'Black and white of float, signed and 32-bit images, as in 0,4095; refused if empty.',
     check=pixel_ranges.parse_limits,
   )
+  roi: str = field(
+    '',
+    'Image whose white pixels are inspected, as in rois/{category}.png; empty to inspect all.',
+  )
 
   @property
   def pixel_range(self) -> pixel_ranges.PixelRange:

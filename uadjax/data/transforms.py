@@ -7,10 +7,13 @@ scaled image shows one rectangle of the original and is sampled once:
 The network sees the scaled image in one piece, or, with `tile(size, overlap)` as the last op, in
 tiles (see `tiles`).
 
+A region of interest goes through the same ops as the images.
+
 Letters: h w the original, height width the scaled image.
 """
 
 from collections.abc import Sequence
+import functools
 import itertools
 import math
 import re
@@ -20,8 +23,10 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from PIL import Image
 
+from uadjax.data import region_of_interest
+from uadjax.data.region_of_interest import RegionOfInterest
 from uadjax.data.tiles import TileGrid
-from uadjax.errors import ConfigError, DataError
+from uadjax.errors import ConfigError, DataError, Setting
 
 Number: TypeAlias = float | int
 
@@ -123,6 +128,7 @@ OPS = {
   'tile': tile,
 }
 _FIT_WITHIN, _TILE = 'fit_within', 'tile'
+_HALF = 127  # Of the gray values of a mask.
 
 
 class RestoredMap(NamedTuple):
@@ -130,7 +136,8 @@ class RestoredMap(NamedTuple):
 
   Attributes:
     anomaly_map: scores of the pixels; those that are not visible have the map's minimum.
-    visible: True for pixels that the scaled image shows; False outside of the crop.
+    visible: True for pixels that the scaled image shows and that are inspected; False outside of
+      the crop and of the region of interest.
   """
 
   anomaly_map: Float[np.ndarray, 'h w']
@@ -145,9 +152,15 @@ class Step(NamedTuple):
 
 
 class Ops(NamedTuple):
-  """Chain of ops from an original to a scaled image and its tiles, and back for anomaly maps."""
+  """Chain of ops from an original to a scaled image and its tiles, and back for anomaly maps.
+
+  Attributes:
+    steps: the ops.
+    region: pixels of the originals that are inspected; None for all.
+  """
 
   steps: tuple[Step, ...]
+  region: RegionOfInterest | None = None
 
   def __str__(self) -> str:
     return '|'.join(f'{name}({", ".join(map(str, arguments))})' for name, arguments in self.steps)
@@ -190,12 +203,81 @@ class Ops(NamedTuple):
     overlap = self.steps[-1].arguments[1] if self.is_tiled else 0
     return TileGrid.build(height, width, self.height, self.width, overlap)
 
+  def with_region(self, region: RegionOfInterest | None) -> 'Ops':
+    """Return the ops for images of which a region is inspected; None for whole images.
+
+    Raises:
+      DataError: the scaled image shows no pixel of the region.
+    """
+    ops, key = self._replace(region=region), region_of_interest.KEY
+    if region is None:
+      return ops
+    if not _scale_region(ops, *region.mask.shape).any():
+      message = f'The images that {self} makes show no pixel of the region of interest.'
+      hint = 'Enlarge the region, or change ', Setting('data.ops'), '.'
+      raise DataError(message, key=key, hint=hint)
+    return ops
+
+  @property
+  def has_blanks(self) -> bool:
+    """Whether pixels outside of the region of interest are blank: in images that are tiled."""
+    return self.is_tiled and self.region is not None
+
+  def network_region(self) -> Bool[np.ndarray, 'height width'] | None:
+    """Return the inspected pixels of images at network size; None for all, and for tiles."""
+    if self.region is None or self.is_tiled:
+      return None
+    return self.inspected_pixels(*self.region.mask.shape)
+
+  def inspected_pixels(self, h: int, w: int) -> Bool[np.ndarray, 'height width'] | None:
+    """Return which pixels of the scaled image of an h x w original are inspected; None for all.
+
+    At least half of such a pixel lies inside of the region.
+    """
+    if self.region is None:
+      return None
+    # Without tiles, all scaled images have the size of that of the region.
+    inspected = _scale_region(self, *((h, w) if self.is_tiled else self.region.mask.shape))
+    return None if inspected.all() else inspected
+
+  def require_fit(self, h: int, w: int) -> None:
+    """Check that the region of interest, if there is one, can be placed on an h x w original.
+
+    Raises:
+      DataError: the original has another aspect ratio than the region, or its scaled image shows
+        another part.
+    """
+    if self.region is None:
+      return
+    self.region.require_fit(h, w)
+    height, width = self.region.mask.shape
+    frame, frame_of_region = self.frame(h, w), self.frame(height, width)
+    edges = np.divide(frame[:4], (h, w, h, w))
+    edges_of_region = np.divide(frame_of_region[:4], (height, width, height, width))
+    if np.abs(edges - edges_of_region).max() > 1 / max(frame_of_region[4:]):
+      message = f'{self} crops an image of {w} x {h} pixels to another part than'
+      hint = 'Scale images before they are cropped: ', Setting('data.ops'), '.'
+      raise DataError(f'{message} the region of interest, {width} x {height}.', hint=hint)
+
   def apply(self, image: UInt8[np.ndarray, 'h w 3']) -> UInt8[np.ndarray, 'height width 3']:
-    """Scale an image, bilinearly and with antialiasing."""
-    frame = self.frame(*image.shape[:2])
+    """Scale an image, bilinearly and with antialiasing.
+
+    If it will be tiled, pixels outside of the region of interest become blank.
+
+    Raises:
+      DataError: it does not fit to a crop or to the region of interest.
+    """
+    h, w = image.shape[:2]
+    self.require_fit(h, w)
+    scaled = np.asarray(self._scale(Image.fromarray(image)))
+    if not self.has_blanks:
+      return scaled
+    return region_of_interest.fill_outside(scaled, _scale_region(self, h, w))
+
+  def _scale(self, image: Image.Image) -> Image.Image:
+    frame = self.frame(image.height, image.width)
     box = (frame.left, frame.top, frame.right, frame.bottom)
-    pil_image = Image.fromarray(image)
-    return np.asarray(pil_image.resize((frame.width, frame.height), Image.Resampling.BILINEAR, box))
+    return image.resize((frame.width, frame.height), Image.Resampling.BILINEAR, box)
 
   def restore(
     self,
@@ -217,7 +299,22 @@ class Ops(NamedTuple):
     top, bottom, left, right = (
       frame.top * y_scale, frame.bottom * y_scale, frame.left * x_scale, frame.right * x_scale
     )  # fmt: skip
-    return _restore(anomaly_map, (top, left, bottom, right), restored_h, restored_w)
+    restored = _restore(anomaly_map, (top, left, bottom, right), restored_h, restored_w)
+    if self.region is not None:
+      outside = ~self.region.resized(restored_h, restored_w)
+      restored.anomaly_map[outside] = anomaly_map.min()
+      restored.visible[outside] = False
+    return restored
+
+
+@functools.lru_cache(16)  # Most images of a run share a mask.
+def _scale_region(ops: Ops, h: int, w: int) -> Bool[np.ndarray, 'height width']:
+  assert ops.region is not None
+  # In gray, because Pillow samples black and white without antialiasing.
+  levels = np.asarray(ops._scale(Image.fromarray(ops.region.resized(h, w) * np.uint8(255))))
+  inspected = levels > _HALF
+  inspected.flags.writeable = False
+  return inspected
 
 
 def _restore(

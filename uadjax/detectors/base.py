@@ -14,7 +14,7 @@ import functools
 from typing import NamedTuple, Protocol
 
 import jax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 import numpy as np
 import optax
 
@@ -44,6 +44,10 @@ class RunContext(NamedTuple):
     shards: shards over which batches are split, and the detector's state where it can be.
     max_extra_images_per_shard: number of images that one shard may receive beyond an even share of
       `max_images`.
+    inspected: True for the pixels of the images that are inspected, at least one; None for all.
+    has_blanks: whether pixels that are not inspected are blank instead, as images are tiles; see
+      `region_of_interest.BLANK`.
+    inspected_share: share of the pixels of all training images that is not blank.
   """
 
   height: int
@@ -54,6 +58,9 @@ class RunContext(NamedTuple):
   progress: Progress = no_progress
   shards: collectives.Shards = collectives.SINGLE_SHARD
   max_extra_images_per_shard: int = 0
+  inspected: Bool[np.ndarray, 'H W'] | None = None
+  has_blanks: bool = False
+  inspected_share: float = 1.0
 
 
 # A run asks for the same shapes several times, and each time to trace the network takes 0.2 s.

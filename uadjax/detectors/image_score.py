@@ -5,11 +5,11 @@ Letters: b batch, h w grid of positions, H W image at network size.
 
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 import numpy as np
 
+from uadjax.detectors import inspection
 from uadjax.errors import ConfigError
-from uadjax.numerics import resampling
 from uadjax.types import Scores
 
 _SIGMA = 4.0  # Standard deviation of the blur, in pixels; PaDiM and PatchCore use the same.
@@ -44,42 +44,75 @@ def parse(rule: str) -> float:
 
 
 def from_distances(
-  distance: Float[Array, 'b h w'], image_size: tuple[int, int], rule: str
+  distance: Float[Array, 'b h w'],
+  image_size: tuple[int, int],
+  rule: str,
+  inspected: inspection.Inspected | None = None,
 ) -> Scores:
-  """Upsample distances to images of a height and width, blur them, and score the images."""
-  return from_map(resampling.upsample(distance, *image_size, _SIGMA), rule)
+  """Upsample distances to images of a height and width, blur them, and score the images.
+
+  Only inspected cells and pixels count; None for all.
+  """
+  anomaly_map = inspection.upsample(distance, image_size, inspected, _SIGMA)
+  return from_map(anomaly_map, rule, inspected)
 
 
-def from_map(anomaly_map: Float[Array, 'b H W'], rule: str) -> Scores:
+def from_map(
+  anomaly_map: Float[Array, 'b H W'],
+  rule: str,
+  inspected: inspection.Inspected | None = None,
+) -> Scores:
   """Return anomaly maps with their image scores by a rule that `parse` accepts.
 
-  The mean of the largest share needs every second row and column only.
+  The mean of the largest share needs every second row and column only. Pixels that are not
+  inspected become 0, the minimum of a score, and are not part of the share.
   """
   share = parse(rule)
+  if inspected is not None:
+    anomaly_map = anomaly_map * jnp.asarray(inspected, anomaly_map.dtype)
   if not share:
     return Scores(anomaly_map, anomaly_map.max(axis=(1, 2)))
+  pixels = _every_second(anomaly_map)
+  if inspected is None:
+    num_largest = max(1, round(share * pixels.shape[1]))
+  elif isinstance(inspected, np.ndarray):
+    num_largest = max(1, round(share * int(inspected[..., ::_STEP, ::_STEP].sum())))
+  else:
+    num_inspected = _sum_rows(_every_second(inspected.astype(anomaly_map.dtype)))
+    num_largest = jnp.maximum(jnp.floor(share * num_inspected + 0.5), 1.0)
+  return Scores(anomaly_map, _mean_of_largest(pixels, num_largest))
+
+
+def _every_second(x: Float[Array, 'b H W']) -> Float[Array, 'b _n']:
+  """Return the pixels of every second row and column."""
   # A strided index would become a gather in the exported graphs.
-  rows = jax.lax.slice_in_dim(anomaly_map, 0, None, _STEP, axis=1)
+  rows = jax.lax.slice_in_dim(x, 0, None, _STEP, axis=1)
   pixels = jax.lax.slice_in_dim(rows, 0, None, _STEP, axis=2)
-  num_pixels = pixels.shape[1] * pixels.shape[2]
-  num_largest = max(1, round(share * num_pixels))
-  return Scores(anomaly_map, _mean_of_largest(pixels.reshape(-1, num_pixels), num_largest))
+  return pixels.reshape(-1, pixels.shape[1] * pixels.shape[2])
 
 
-def of_map(anomaly_map: Float[np.ndarray, 'H W'], rule: str) -> float:
+def of_map(
+  anomaly_map: Float[np.ndarray, 'H W'],
+  rule: str,
+  inspected: Bool[np.ndarray, 'H W'] | None = None,
+) -> float:
   """Return the image score of one map on the host, by the rule of `from_map`.
 
-  It differs from that of `from_map` by rounding, and by the error of its bisection.
+  Pixels that are not inspected are 0 in the map. The score differs from that of `from_map` by
+  rounding, and by the error of its bisection.
   """
   share = parse(rule)
   if not share:
     return float(anomaly_map.max())
   pixels = anomaly_map[::_STEP, ::_STEP].ravel()
-  num_largest = max(1, round(share * pixels.size))
+  num_inspected = pixels.size if inspected is None else int(inspected[::_STEP, ::_STEP].sum())
+  num_largest = max(1, round(share * num_inspected))
   return float(np.partition(pixels, -num_largest)[-num_largest:].mean(dtype=np.float64))
 
 
-def _mean_of_largest(x: Float[Array, 'b n'], num_largest: int) -> Float[Array, ' b']:
+def _mean_of_largest(
+  x: Float[Array, 'b n'], num_largest: int | Float[Array, 'b 1']
+) -> Float[Array, ' b']:
   """Return the mean of the largest values of each row, without a sort.
 
   For any t, it is at most t + sum(max(x - t, 0)) / num_largest, and equal if t is the smallest of

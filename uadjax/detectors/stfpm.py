@@ -11,16 +11,16 @@ Letters: b batch, h w feature map, c channels, H W image at network size.
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 import optax
 
 from uadjax import backbones
-from uadjax.detectors import image_score
+from uadjax.detectors import image_score, inspection
 from uadjax.detectors.base import Detector, Images, RunContext
 from uadjax.detectors.settings import StfpmSettings
 from uadjax.numerics import collectives, resampling
@@ -34,7 +34,7 @@ class Config(NamedTuple):
 
   Attributes:
     backbone: architecture of both teacher and student, which are compared stage by stage.
-    context: size and shards of the images, and the schedule of the learning rate.
+    context: size, inspected pixels and shards of the images, and the schedule of the learning rate.
     options: settings. Of these, `floor` must suit `half` (PaddleX: 0.01, with `half` False), and
       `opening` removes peaks smaller than its disk after `floor` (PaddleX: 4); 0 is for none.
     optimizer: SGD with a momentum of `momentum`. `weight_decay` times the parameters is added to
@@ -139,7 +139,7 @@ def _update_shard(
   def loss_fn(params: PyTree) -> tuple[Array, Variables]:
     variables = {**state.student, 'params': params}
     features, batch_stats = network.apply(variables, images, train=True, mutable=['batch_stats'])
-    return _loss(targets, _unit_vectors(features), config.weight).mean(), batch_stats
+    return _loss(config, batch.image, targets, _unit_vectors(features)).mean(), batch_stats
 
   params = state.student['params']
   (loss, batch_stats), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
@@ -154,7 +154,7 @@ def _update_shard(
 def validate(config: Config, state: State, batch: Batch) -> Metrics:
   """Return the mean loss of the valid images."""
   student = extract_features(config, state.student, jnp.asarray(batch.image))
-  losses = _loss(_teacher_features(config, state, batch), student, config.weight)
+  losses = _loss(config, batch.image, _teacher_features(config, state, batch), student)
   num_valid = jnp.asarray(batch.valid).sum(dtype=jnp.float32)
   return {'loss': jnp.sum(losses, where=batch.valid) / jnp.maximum(num_valid, 1.0)}
 
@@ -173,14 +173,15 @@ def score(config: Config, fitted: Fitted, images: Images) -> Scores:
   teacher = extract_features(config, fitted.teacher, images)
   student = extract_features(config, fitted.student, images)
   anomaly_map, options = jnp.ones(images.shape[:3]), config.options
+  image_size, inspected = (images.shape[1], images.shape[2]), _find_pixels(config, images)
   for stage in config.backbone.stages:
     distance = config.weight * _squared_distance(teacher[stage], student[stage])
-    anomaly_map *= resampling.upsample(distance, *images.shape[1:3])
+    anomaly_map *= inspection.upsample(distance, image_size, inspected)
   if options.floor:
     anomaly_map = jnp.where(anomaly_map < options.floor, 0.0, anomaly_map)
   if options.opening:
     anomaly_map = resampling.grey_opening(anomaly_map, options.opening)
-  return image_score.from_map(anomaly_map, options.image_score)
+  return image_score.from_map(anomaly_map, options.image_score, inspected)
 
 
 def score_bounds(
@@ -215,19 +216,27 @@ def _squared_distance(
   return jnp.sum((teacher - student) ** 2, axis=-1)
 
 
-def _loss(teacher: Features, student: Features, weight: float) -> Float[Array, ' b']:
+def _find_pixels(config: Config, images: Images) -> inspection.Inspected | None:
+  """Return the inspected pixels of images; None for all."""
+  return inspection.find_pixels(images, config.context.inspected, config.context.has_blanks)
+
+
+def _loss(
+  config: Config, images: UInt8[Any, 'b H W 3'], teacher: Features, student: Features
+) -> Float[Array, ' b']:
   """Return the loss of each image (equations 1 to 3, with a factor of 1 for each stage).
 
   Args:
+    config: weight of the squared distance, and which pixels are inspected.
+    images: the images.
     teacher: the teacher's feature maps by stage, of unit vectors.
     student: the student's feature maps by stage, of unit vectors.
-    weight: factor of the squared distance, ½ in the paper.
 
   Returns:
-    The weighted squared distance, averaged over positions and summed over stages.
+    The weighted squared distance, averaged over inspected positions and summed over stages.
   """
-  terms = [
-    weight * _squared_distance(teacher[stage], student[stage]).mean(axis=(1, 2))
-    for stage in teacher
-  ]
+  inspected, terms = _find_pixels(config, jnp.asarray(images)), []
+  for stage in teacher:
+    distance = _squared_distance(teacher[stage], student[stage])
+    terms.append(config.weight * inspection.mean(distance, inspected))
   return jnp.sum(jnp.stack(terms), axis=0)

@@ -42,6 +42,7 @@ class CurveData(NamedTuple):
     calibration_scores: scores of the good images that the thresholds were calibrated on, or None.
     locations: `peak`, `at` and, for images to review, `regions` of each image; empty if unknown.
     parts: name of the part that each image shows; empty if images are not grouped.
+    region_warning: warning of defects outside of the region of interest; '' if there is none.
   """
 
   title: str
@@ -55,6 +56,7 @@ class CurveData(NamedTuple):
   calibration_scores: Float[np.ndarray, ' m'] | None = None
   locations: Sequence[Mapping[str, object]] = ()
   parts: Sequence[str] = ()
+  region_warning: str = ''
 
 
 class Line(NamedTuple):
@@ -134,7 +136,10 @@ def summary(data: CurveData) -> str:
 
 def model_warnings(data: CurveData) -> list[dict[str, str]]:
   """Return code and message of each warning that the model does not fit the test images."""
-  return verdicts.model_warnings(_verdict_counts(data), data.thresholds)
+  warnings = verdicts.model_warnings(_verdict_counts(data), data.thresholds)
+  if data.region_warning:
+    warnings.append({'code': 'defects_outside_region', 'message': data.region_warning})
+  return warnings
 
 
 def _verdict_counts(data: CurveData) -> verdicts.Counts:

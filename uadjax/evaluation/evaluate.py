@@ -43,8 +43,10 @@ class ImageResult(NamedTuple):
     confusion: confusion counts of the visible pixels; None without ground truth.
     region_sizes: size of each visible defective region in pixels.
     region_hits: whether any pixel of each region is marked.
-    num_cropped_pixels: number of pixels outside the crop.
-    num_cropped_defect_pixels: number of defective pixels outside the crop.
+    num_cropped_pixels: number of pixels outside of the crop and of the region of interest.
+    num_cropped_defect_pixels: number of defective pixels among them.
+    num_defects: number of connected defects in the mask.
+    num_unseen_defects: number of defects that have no visible pixel.
   """
 
   record: Record
@@ -59,6 +61,8 @@ class ImageResult(NamedTuple):
   region_hits: Bool[np.ndarray, ' r'] = np.zeros(0, bool)
   num_cropped_pixels: int = 0
   num_cropped_defect_pixels: int = 0
+  num_defects: int = 0
+  num_unseen_defects: int = 0
 
 
 class Evaluation(NamedTuple):
@@ -202,8 +206,22 @@ def _summarize(
     _merge_confusions(results).fp,
     None if calibration_scores is None else calibration_scores.scores,
     [{'peak': r.peak, 'at': r.at, 'regions': [x._asdict() for x in r.regions]} for r in results],
+    region_warning=_region_warning(results) if model.ops.region else '',
   )
   return Evaluation(metric_values, curve_data, pixels.anomaly_maps)
+
+
+def _region_warning(results: Sequence[ImageResult]) -> str:
+  """Return a warning if defects lie outside of the region of interest; '' if none does."""
+  num_unseen = sum(r.num_unseen_defects for r in results)
+  if not num_unseen:
+    return ''
+  total = sum(r.num_defects for r in results)
+  text = f'{num_unseen} of {total} labeled defects lie outside of the region of interest.'
+  num_images = sum(0 < r.num_defects == r.num_unseen_defects for r in results)
+  if num_images:
+    text += f' Defective images without any other, which still count as defective: {num_images}.'
+  return text
 
 
 def compare_with_mask(
@@ -221,12 +239,15 @@ def compare_with_mask(
   num_cropped = visible.size - int(np.count_nonzero(visible))
   confusion = metrics.Confusion.from_predictions(pred, visible_truth)
   sizes, hits = metrics.region_hits(pred, visible_truth)
+  _, is_seen = metrics.region_hits(visible, truth)
   return image_result._replace(
     confusion=confusion._replace(tn=confusion.tn - num_cropped),
     region_sizes=sizes,
     region_hits=hits,
     num_cropped_pixels=num_cropped,
     num_cropped_defect_pixels=int(np.count_nonzero(truth) - np.count_nonzero(visible_truth)),
+    num_defects=len(is_seen),
+    num_unseen_defects=int(np.count_nonzero(~is_seen)),
   )
 
 
@@ -265,6 +286,8 @@ def compute_metrics(
       'without_mask': sum(r.confusion is None for r in results),
       'unseen_pixels': sum(r.num_cropped_pixels for r in results),
       'unseen_defect_pixels': sum(r.num_cropped_defect_pixels for r in results),
+      'defects': sum(r.num_defects for r in results),
+      'unseen_defects': sum(r.num_unseen_defects for r in results),
     },
   }
 
@@ -324,7 +347,9 @@ def picture(record: Record, result: Result, truth: pixel_scores.Mask | None) -> 
   tiles = {
     'image': sheet.Tile(image),
     **({} if truth is None else {'ground truth': sheet.Tile(truth)}),
-    'anomaly map': sheet.Tile(image, result.anomaly_map, result.visible),
+    'anomaly map': sheet.Tile(
+      image, result.anomaly_map, result.visible, region=result.region_of_interest
+    ),
     'prediction': sheet.Tile(image, outline=result.region_mask),
   }
   name = f'{record.defect}/{record.path.name}'

@@ -80,9 +80,9 @@ def _train(config: Settings, workdir: Path) -> Result:
     start = time.perf_counter()
     progress.announce(evaluate_run.CHECK)
     dataset = _decide_bits(config, listed.train)
-    ops = transforms.parse(dataset.ops)
+    ops = _load_ops(config, dataset)
     cache = ImageCache(ops, config.fit.cache_bytes, dataset.pixel_range)
-    splits = prepare.checked_splits(dataset, config.check.enforce, min_images, cache.add)
+    splits = prepare.checked_splits(dataset, config.check.enforce, min_images, cache.add, ops)
     check_s = time.perf_counter() - start
     evaluate_run.check_parts(config, splits.test)
     del steps[num_before_evaluation:]  # The check may have excluded test images, even all.
@@ -113,6 +113,16 @@ def _decide_bits(config: Settings, training: Sequence[Record]) -> DataSettings:
     bits = model_dir.read_info(config.fit.extend).config.data.bits
     return dataclasses.replace(config.data, bits=bits)
   return data.decide_bits(config.data, training)
+
+
+def _load_ops(config: Settings, dataset: DataSettings) -> transforms.Ops:
+  """Return the operations that scale images, with the region of interest of the run.
+
+  A run that extends a model takes both from it.
+  """
+  if config.fit.extend:
+    return model_dir.read_info(config.fit.extend).ops
+  return data.load_ops(dataset)
 
 
 def check_dataset(config: Settings, workdir: Path) -> Result:

@@ -27,7 +27,7 @@ from uadjax.training import workdir as workdirs
 from uadjax.training.settings import Settings
 
 # Settings of `data` that say how images are brought to the network.
-_SETTINGS_OF_MODEL = 'ops', 'bits', 'range'
+_SETTINGS_OF_MODEL = 'ops', 'bits', 'range', 'roi'
 # Titles of steps.
 CHECK, EVALUATION = 'dataset check', 'evaluation'
 
@@ -157,7 +157,7 @@ def check_and_evaluate(
   dataset = dataclasses.replace(config.data, **of_model)
   with progress.planned_steps([progress.Step(CHECK), progress.Step(EVALUATION)]):
     progress.announce(CHECK)
-    test_records = prepare.checked_test_set(dataset, config.check.enforce, cache.add)
+    test_records = prepare.checked_test_set(dataset, config.check.enforce, cache.add, model.ops)
     check_parts(config, test_records)
     return evaluate_and_report(
       model, test_records, config, workdir, None, report_path, cache.images

@@ -21,8 +21,8 @@ _ARGUMENTS = {**errors.OTHER_KEYS, 'device': 'device', 'fit.extend': 'extend'}
 # and whether to accept their errors, its devices and processes, its outputs, and the permission to
 # overwrite.
 _INHERITED = (
-  'backbone.', 'calibrate.', 'data.bits', 'data.mask', 'data.ops', 'data.range', 'detector.',
-  'fit.batch_size', 'seed',
+  'backbone.', 'calibrate.', 'data.bits', 'data.mask', 'data.ops', 'data.range', 'data.roi',
+  'detector.', 'fit.batch_size', 'seed',
 )  # fmt: skip
 
 
@@ -56,8 +56,8 @@ def fit_model(
       runs/<model>_<folder>, or runs/<run>_<folder> for a run that extends the model of <run>.
     device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'.
     extend: model directory of the model to extend, such as runs/bolts/model. The new run takes over
-      its detector, backbone, `data.ops`, `data.bits`, `data.range`, `data.mask`, calibration,
-      batch size and seed.
+      its detector, backbone, `data.ops`, `data.bits`, `data.range`, region of interest,
+      `data.mask`, calibration, batch size and seed.
       Overrides may change the last four; the others must stay the same.
     overrides: values by dotted configuration key, such as {'fit.overwrite': True}.
     tune_process: whether to change this process, for good, so that a CPU fits faster. Every core

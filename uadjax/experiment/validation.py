@@ -4,12 +4,12 @@ Types and bounds of single settings are checked when settings are loaded; here a
 on each other, on this machine, and on the files that they name.
 """
 
+import dataclasses
 from pathlib import Path
 
 from uadjax import backbones, config as configs, data
 from uadjax.backbones import weights
 from uadjax.data import convert, image_io, inputs, layouts, transforms
-from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import about, DataError, refuse, Setting
 from uadjax.inference import parts
@@ -65,6 +65,9 @@ def _check_training(config: Settings, workdir: Path) -> None:
     for category in () if is_resuming else categories:
       workdirs.require_no_conflict(workdir / category, config)
   _require_backbone(config)
+  for ops in () if config.fit.extend else _load_ops(config, categories):
+    if ops.region:  # The detector may need a larger one.
+      model_dir.build_detector(config, model_dir.scoring_context(ops))
   if config.fit.extend or (config.fit.resume and (workdir / 'config.yaml').is_file()):
     name = 'extend' if config.fit.extend else 'resume'
     with about(f'fit.{name}', getattr(config.fit, name)):
@@ -97,6 +100,11 @@ def _require_dataset(config: Settings) -> list[str]:
   return categories
 
 
+def _load_ops(config: Settings, categories: list[str]) -> list[transforms.Ops]:
+  """Return the operations that scale the images of each category, with its region of interest."""
+  return [data.load_ops(dataclasses.replace(config.data, category=name)) for name in categories]
+
+
 def _require_backbone(config: Settings) -> None:
   (name, source), layers = (config.backbone.name, config.backbone.weights), config.detector.layers
   with about('detector.layers', layers):
@@ -107,8 +115,7 @@ def _require_backbone(config: Settings) -> None:
       refuse('backbone.weights', source, f'No file {source}.', *hint, allowed=_WEIGHTS)
     if source != 'auto':
       weights.choose(name, source, layers)
-  ops = transforms.parse(config.data.ops)
-  model_dir.build_detector(config, RunContext(ops.height, ops.width))
+  model_dir.build_detector(config, model_dir.scoring_context(transforms.parse(config.data.ops)))
 
 
 def _require_model(key: str, directory: str, workdir: Path) -> model_dir.ModelInfo:
@@ -159,7 +166,7 @@ def _check_dataset_check(config: Settings, workdir: Path) -> None:
   conversion, split, layout = config.check.convert, config.check.split, config.data.layout
   if conversion.enable or split.enable:
     _require_set('data.root', config.data.root, 'the dataset')
-  _require_dataset(config)
+  _load_ops(config, _require_dataset(config))  # The region of interest may be unreadable.
   if conversion.enable:
     _require_set('check.convert.output', conversion.output, 'a folder for the converted dataset')
     _require_set('check.convert.src_dataset_type', conversion.src_dataset_type, 'its format')

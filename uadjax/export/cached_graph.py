@@ -27,7 +27,7 @@ def get_or_export(info: model_dir.ModelInfo) -> Path:
   # Detect damaged arrays although only their graph is used.
   model_dir.verify_arrays(info)
   local_path = info.directory / 'model.onnx'
-  if _is_exact(local_path, info.arrays_sha256):
+  if _is_exact(local_path, info):
     if problem := graph_hash.describe_damage(local_path):
       hint = f'Write it again with `uadjax export {info.directory}`, or delete it.'
       raise ModelError(problem, hint=hint)
@@ -39,7 +39,7 @@ def get_or_export(info: model_dir.ModelInfo) -> Path:
     )  # fmt: skip
   cached_path = cache_path(info)
   if cached_path.exists():
-    if _is_exact(cached_path, info.arrays_sha256) and not graph_hash.describe_damage(cached_path):
+    if _is_exact(cached_path, info) and not graph_hash.describe_damage(cached_path):
       return cached_path
     logging.LOG.warning('%s is damaged and will be written again.', cached_path)
   _export(info, cached_path)
@@ -64,13 +64,18 @@ def _export(info: model_dir.ModelInfo, cached_path: Path) -> None:
 def cache_path(info: model_dir.ModelInfo) -> Path:
   """Return where the graph of a model is cached, whether it exists or not."""
   # Some options change the score but no array, so the hash of the arrays is not enough.
-  key = [uadjax.__version__, info.arrays_sha256, configs.to_plain_dict(info.config)]
+  settings, region_hash = configs.to_plain_dict(info.config), _region_hash(info)
+  key = [uadjax.__version__, info.arrays_sha256, settings, region_hash]
   digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
   return files.cache_dir() / 'exports' / f'{digest[:16]}.onnx'
 
 
-def _is_exact(path: Path, arrays_sha256: str) -> bool:
-  """Return whether a file is an exact graph of these arrays, with a free batch size and no resize.
+def _region_hash(info: model_dir.ModelInfo) -> str | None:
+  return None if info.ops.region is None else info.ops.region.sha256
+
+
+def _is_exact(path: Path, info: model_dir.ModelInfo) -> bool:
+  """Return whether a file is an exact graph of a model, with a free batch size and no resize.
 
   The JSON file next to the graph states this. That of an earlier version lacks the graph's hash.
   """
@@ -78,7 +83,8 @@ def _is_exact(path: Path, arrays_sha256: str) -> bool:
   try:
     return (
       path.exists()
-      and metadata['arrays_sha256'] == arrays_sha256
+      and metadata['arrays_sha256'] == info.arrays_sha256
+      and metadata.get('region_sha256') == _region_hash(info)
       and metadata['quantize'] == ''
       and metadata['input']['shape'][0] is None
       and not metadata['preprocessing']['ops_in_graph']

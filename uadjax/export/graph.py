@@ -9,8 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, UInt8
 
 import uadjax
-from uadjax.data import transforms
-from uadjax.detectors.base import RunContext
+from uadjax.data import region_of_interest, transforms
 from uadjax.errors import ExportError, Setting
 from uadjax.export import resize_in_graph, runtimes
 from uadjax.model import model_dir
@@ -46,7 +45,7 @@ def from_model(
   """
   ops, fitted = model.ops, model.fitted
   # Build the detector again, because jitted functions of the model may hold other traces.
-  _, detector = model_dir.build_detector(model.config, RunContext(ops.height, ops.width))
+  _, detector = model_dir.build_detector(model.config, model_dir.scoring_context(ops))
   score_fn = functools.partial(detector.score, fitted)
   if detector.export_score_fn is not None:
     score_fn = detector.export_score_fn(fitted)
@@ -64,6 +63,8 @@ def from_model(
   by_pillow = 'ops by Pillow, bilinear with antialiasing; see uadjax.data.transforms'
   if ops.is_tiled:
     by_pillow += '; one tile at a time, see uadjax.data.tiles for how to join the maps'
+  if ops.has_blanks:
+    by_pillow += f'; pixels outside of the region of interest are {region_of_interest.BLANK}'
   metadata = {
     'model_name': model.name,
     'uadjax': uadjax.__version__,
@@ -79,6 +80,7 @@ def from_model(
     },
     'weights': model.weights._asdict(),
     'arrays_sha256': model.arrays_sha256,
+    **({} if ops.region is None else {'region_sha256': ops.region.sha256}),
     'quantize': quantize,
   }
   return Graph(call, (batch, height, width, 3), metadata)
@@ -88,15 +90,19 @@ def input_ops(ops: transforms.Ops, camera_size: tuple[int, int] | None) -> trans
   """Return the operations from an image to the input of a graph.
 
   They are those of the model, unless the graph resizes images of `camera_size` (height and width)
-  itself.
+  itself. The graph contains the region of interest, except that of tiles, which are blank outside.
 
   Raises:
     ExportError: the graph would have to cut tiles.
+    DataError: the region of interest does not fit to the images of the camera.
   """
   if camera_size and ops.is_tiled:
     message = 'A graph scores one tile, so it cannot resize the images of a camera.'
     raise ExportError(message, hint=('Omit ', Setting('export.include_resize'), '.'))
-  return transforms.parse('resize({}, {})'.format(*camera_size)) if camera_size else ops
+  if not camera_size:
+    return ops if ops.is_tiled else ops._replace(region=None)
+  ops.require_fit(*camera_size)
+  return transforms.parse('resize({}, {})'.format(*camera_size))
 
 
 def first_line(error: Exception) -> str:

@@ -68,6 +68,14 @@ class QuantizationAgreement(NamedTuple):
     return f'{text}, image AUROC changes from {self.auroc:.4f} to {self.auroc_quantized:.4f}'
 
 
+class _TiledImage(NamedTuple):
+  """Tiles of an image, and which of its pixels are inspected; None for all."""
+
+  grid: TileGrid
+  tiles: list[scorers.Image]
+  inspected: Bool[np.ndarray, 'h w'] | None
+
+
 class EvaluationImages(NamedTuple):
   """Images for quantizing a graph and for comparing it with the float graph.
 
@@ -87,12 +95,13 @@ class EvaluationImages(NamedTuple):
   rule: str
   thresholds: calibration.Thresholds
 
-  def read_tiles(self, path: Path) -> tuple[TileGrid, list[scorers.Image]]:
+  def read_tiles(self, path: Path) -> _TiledImage:
     """Read an image file as inputs of the graph, which are its tiles."""
     source = inputs.Source(str(path), path)
-    image = inputs.load(source, self.ops, pixel_range=self.pixel_range).require_pixels()
-    grid = self.ops.tile_grid(image.shape[:2])
-    return grid, grid.cut(image)
+    image = inputs.load(source, self.ops, pixel_range=self.pixel_range)
+    pixels = image.require_pixels()
+    grid = self.ops.tile_grid(pixels.shape[:2])
+    return _TiledImage(grid, grid.cut(pixels), self.ops.inspected_pixels(*image.size))
 
   def read_batches(
     self, records: Sequence[Record], batch_size: int
@@ -102,7 +111,7 @@ class EvaluationImages(NamedTuple):
     The tiles are from different places of the images.
     """
     for start in range(0, len(records), batch_size):
-      images = [self.read_tiles(r.path)[1] for r in records[start : start + batch_size]]
+      images = [self.read_tiles(r.path).tiles for r in records[start : start + batch_size]]
       tiles = np.stack([image[i % len(image)] for i, image in enumerate(images, start)])
       yield np.resize(tiles, (batch_size, *tiles.shape[1:]))
 
@@ -110,19 +119,20 @@ class EvaluationImages(NamedTuple):
     self, run: scorers.RunFunction, records: Sequence[Record], batch_size: int
   ) -> Float[np.ndarray, ' n']:
     """Return the image scores by a graph, whose batches are filled across images."""
-    grids: list[TileGrid] = []
+    images: list[_TiledImage] = []
 
     def read_all_tiles() -> Iterator[scorers.Image]:
       for record in records:
-        grid, tiles = self.read_tiles(record.path)
-        grids.append(grid)
-        yield from tiles
+        image = self.read_tiles(record.path)
+        images.append(image._replace(tiles=[]))
+        yield from image.tiles
 
     scorer, scores = scorers.Scorer([run], batch_sizes=(batch_size,)), list[float]()
     predictions = scorer.score_lazily(read_all_tiles())
     for first in predictions:
-      grid, tiles_of_image = grids[len(scores)], itertools.chain([first], predictions)
-      scores.append(scorers.join_tiles(grid, tiles_of_image, self.rule).score)
+      image, of_image = images[len(scores)], itertools.chain([first], predictions)
+      joined = scorers.join_tiles(image.grid, of_image, self.rule, image.inspected)
+      scores.append(joined.score)
     return np.array(scores)
 
 

@@ -139,7 +139,8 @@ def restore_maps(
 ) -> Array:
   """Resize maps to camera resolution [b height width] as `transforms.Ops.restore` does.
 
-  Pixels outside the crop that the network saw get the minimum of their map.
+  Pixels outside of the crop that the network saw, and of the region of interest, get the minimum of
+  their map.
   """
   frame = ops.frame(height, width)
   vertical = transforms.pixel_range(frame.top, frame.bottom, height, ops.height)
@@ -150,11 +151,14 @@ def restore_maps(
   columns = jnp.asarray(_upsampling_matrix(*horizontal, ops.width, margin))
   visible_maps = resampling.apply_separable(rows, columns, anomaly_maps[..., None])[..., 0]
   padding = ((vertical[0], height - vertical[1]), (horizontal[0], width - horizontal[1]))
-  if not np.any(padding):
-    return visible_maps
   is_visible = np.pad(np.ones(visible_maps.shape[1:], bool), padding)
-  padded_maps = jnp.pad(visible_maps, ((0, 0), *padding))
-  return jnp.where(is_visible[None], padded_maps, anomaly_maps.min(axis=(1, 2), keepdims=True))
+  if ops.region is not None:
+    is_visible &= ops.region.resized(height, width)
+  if is_visible.all():
+    return visible_maps
+  if np.any(padding):
+    visible_maps = jnp.pad(visible_maps, ((0, 0), *padding))
+  return jnp.where(is_visible[None], visible_maps, anomaly_maps.min(axis=(1, 2), keepdims=True))
 
 
 def _upsampling_matrix(

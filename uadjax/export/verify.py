@@ -10,7 +10,6 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from uadjax.data import demo, inputs
-from uadjax.detectors.base import RunContext
 from uadjax.export import graph as graphs
 from uadjax.model import calibration, model_dir
 from uadjax.model.scorer import RunFunction, Scorer
@@ -86,15 +85,18 @@ def select_images(
   Raises:
     DataError: the folder contains no images.
   """
+  demo_folder = None
   if folder:
     origin, description = folder, f'images of {folder}'
   elif origin := _paths_near_thresholds(model):
     description = 'good images'
   else:
-    origin = demo.cached_dataset() / demo.DEFAULT_CATEGORY / 'train' / 'good'
+    origin = demo_folder = demo.cached_dataset() / demo.DEFAULT_CATEGORY / 'train' / 'good'
     description = 'synthetic images (no image of calibration.csv exists here)'
   sources = itertools.islice(inputs.expand(origin), _MAX_IMAGES)
   ops = graphs.input_ops(model.ops, camera_size)
+  if origin == demo_folder:  # Its images may have another aspect ratio than the region of interest.
+    ops = ops._replace(region=None)
   loaded = (inputs.load(source, ops, pixel_range=model.pixel_range) for source in sources)
   images = [image.require_pixels() for image in loaded]
   grids = [ops.tile_grid(image.shape[:2]) for image in images]
@@ -133,7 +135,7 @@ def compare(
     return scores._replace(map=np.stack(maps))
 
   expected = reference_scores(lambda x: model.score(model.fitted, x))
-  _, detector = model_dir.build_detector(model.config, RunContext(ops.height, ops.width))
+  _, detector = model_dir.build_detector(model.config, model_dir.scoring_context(ops))
   low = high = expected
   score_bounds = detector.score_bounds
   if score_bounds is not None:

@@ -138,7 +138,8 @@ class Predictor(NamedTuple):
     """Return the prediction of a readable image, given those of its tiles, which come first."""
     pixels, model = image.require_pixels(), self.model
     grid = model.ops.tile_grid(pixels.shape[:2])
-    return scorers.join_tiles(grid, predictions, model.config.detector.image_score)
+    inspected = model.ops.inspected_pixels(*image.size)
+    return scorers.join_tiles(grid, predictions, model.config.detector.image_score, inspected)
 
   def _tiles(
     self, sources: Iterator[inputs.Source], load: LoadFunction, read_pool: futures.Executor

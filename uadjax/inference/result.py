@@ -125,13 +125,19 @@ class Result(Mapping[str, Any]):
 
   @property
   def anomaly_map(self) -> Float[np.ndarray, 'h w']:
-    """Raw map values at original resolution; the map's minimum outside a crop."""
+    """Raw map values at original resolution; the map's minimum outside of the visible pixels."""
     return self.restored.anomaly_map
 
   @property
   def visible(self) -> Bool[np.ndarray, 'h w']:
-    """Mask of the pixels that the network saw, which are all but those outside a crop."""
+    """Mask of the pixels that were scored: those inside of a crop and the region of interest."""
     return self.restored.visible
+
+  @property
+  def region_of_interest(self) -> Bool[np.ndarray, 'h w'] | None:
+    """Mask of the pixels that the model inspects; None for all."""
+    region = self._ops.region
+    return None if region is None else region.resized(*self.size)
 
   @functools.cached_property
   def predicted_mask(self) -> Bool[np.ndarray, 'h w']:
@@ -302,7 +308,8 @@ class Result(Mapping[str, Any]):
     if self.error:
       raise DataError(self.error)
     image = self.read_image()
-    overlay = sheet.Tile(image, self.anomaly_map, self.visible, self.region_mask)
+    region = self.region_of_interest
+    overlay = sheet.Tile(image, self.anomaly_map, self.visible, self.region_mask, region)
     tiles = {'image': sheet.Tile(image), 'anomaly map': overlay}
     share = 100 * self.predicted_mask.mean()
     caption = f'{self.caption}, {share:.2g} % of the pixels marked'

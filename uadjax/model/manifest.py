@@ -131,12 +131,14 @@ _MANIFEST: dict[str, Description] = {
     dict, Value(float, Limits('', minimum=-_MAX_FLOAT64, maximum=_MAX_FLOAT64), is_nullable=True)
   ),
   'arrays_sha256': _DIGEST,
+  'region_sha256': _DIGEST,
   'config_sha256': _DIGEST,
   'threshold_changes': Items(list, {'time': _TEXT, 'reason': _TEXT, **_THRESHOLDS}),
   'config': Settings(('data', 'backbone', 'detector')),
 }
-# What scoring does not need; `threshold_changes` only exist after the first change.
-_OPTIONAL_KEYS = ('uadjax', 'jax', 'summary', 'threshold_changes')
+# What scoring does not need. `threshold_changes` only exist after the first change, and the hash of
+# the region of interest only if there is one.
+_OPTIONAL_KEYS = ('uadjax', 'jax', 'summary', 'threshold_changes', 'region_sha256')
 
 
 class Problem(NamedTuple):

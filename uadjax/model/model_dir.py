@@ -1,5 +1,7 @@
 """Model directory: a fitted model as `manifest.json`, `fitted.safetensors` and `calibration.csv`.
 
+If the model inspects a region of interest only, that is `region.png`.
+
 Everything after fitting opens a model directory and nothing else. The arrays may have gigabytes:
 they are written without a copy, and read into the memory in which they stay.
 """
@@ -18,12 +20,13 @@ import numpy as np
 import uadjax
 from uadjax import backbones, config as configs, detectors
 from uadjax.backbones import weights as pretrained_weights
-from uadjax.data import transforms
+from uadjax.data import region_of_interest, transforms
 from uadjax.data.image_statistics import StatisticsRange
 from uadjax.data.pixel_range import PixelRange
+from uadjax.data.region_of_interest import RegionOfInterest
 from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh
-from uadjax.errors import describe, ModelError, refuse, UserError
+from uadjax.errors import DataError, describe, ModelError, refuse, UserError
 from uadjax.model import array_file, calibration, manifest as manifests
 from uadjax.model.settings import CalibrateSettings, HasDetector, ModelSettings
 from uadjax.system import files, locks
@@ -31,7 +34,9 @@ from uadjax.types import Scores
 
 _MANIFEST_FILE = 'manifest.json'
 _CALIBRATION_FILE = 'calibration.csv'
+_REGION_FILE = 'region.png'
 _MAX_CALIBRATION_BYTES = 64 << 20  # Rows of half a million images.
+_MAX_REGION_BYTES = 64 << 20
 
 
 class ModelInfo(NamedTuple):
@@ -40,7 +45,7 @@ class ModelInfo(NamedTuple):
   Attributes:
     name: name of the detector, such as STFPM.
     config: settings that scoring needs.
-    ops: pixel operations from files to images at network size.
+    ops: pixel operations from files to images at network size, and the region of interest.
     pixel_range: values of black and white in images of more than 8 bits.
     thresholds: calibrated thresholds.
     image_statistics: range of the statistics of the training images.
@@ -114,7 +119,7 @@ class Manifest(NamedTuple):
 
     Raises:
       ModelError: the manifest is incomplete, its thresholds are in the wrong order, or settings on
-        which scores depend are not those of the fit.
+        which scores depend, or the region of interest, are not those of the fit.
     """
     directory, manifest = self.directory, self.values
     try:
@@ -137,11 +142,13 @@ class Manifest(NamedTuple):
       path, key = directory / _MANIFEST_FILE, 'model_name'
       message = f'{key} in {path} must be {title!r}, the name of config.detector, got {name!r}.'
       raise ModelError(message, key=key, value=name, allowed=title, hint=manifests.HINT)
-    if hash_settings(configs.to_plain_dict(config)) != manifest['config_sha256']:
+    region_sha256 = manifest.get('region_sha256', '')
+    if hash_settings(configs.to_plain_dict(config), region_sha256) != manifest['config_sha256']:
       sections = 'config.data, config.backbone or config.detector'
       problem = f'{sections} in {directory / _MANIFEST_FILE} differs from the settings of the fit'
       message = f'{problem}: config_sha256 is of other values.'
       raise ModelError(message, key='config_sha256', hint=manifests.HINT)
+    ops = _with_region(ops, directory, region_sha256)
     return ModelInfo(
       name, config, ops, config.data.pixel_range, thresholds, image_statistics, weights, directory,
       arrays_sha256,
@@ -177,6 +184,12 @@ class Model(NamedTuple):
     return ModelInfo._make(self[: len(ModelInfo._fields)])  # Its fields come first.
 
 
+def scoring_context(ops: transforms.Ops) -> RunContext:
+  """Return the context of a detector that only scores, for images that are scaled by `ops`."""
+  region = ops.network_region()
+  return RunContext(ops.height, ops.width, inspected=region, has_blanks=ops.has_blanks)
+
+
 def build_detector(config: HasDetector, context: RunContext) -> tuple[backbones.Backbone, Detector]:
   """Return the backbone and the detector of a configuration, without any array."""
   backbone = backbones.build(config.backbone.name, tuple(config.detector.layers))
@@ -191,13 +204,14 @@ def save(
   calibration_scores: calibration.CalibrationScores,
   image_statistics: StatisticsRange,
   weights: pretrained_weights.Provenance,
+  region: RegionOfInterest | None = None,
 ) -> None:
   """Write a model directory atomically; an existing one is replaced."""
   with files.atomic_directory(directory) as new_directory:
     arrays_sha256 = array_file.save_arrays(new_directory, fitted)
     save_manifest(
       new_directory, config, thresholds, calibration_scores, image_statistics, weights, {},
-      arrays_sha256,
+      arrays_sha256, region,
     )  # fmt: skip
 
 
@@ -210,18 +224,23 @@ def save_manifest(
   weights: pretrained_weights.Provenance,
   summary: Mapping[str, int | float],
   arrays_sha256: str,
+  region: RegionOfInterest | None = None,
 ) -> None:
-  """Write `manifest.json` and `calibration.csv` into the folder of a model.
+  """Write `manifest.json`, `calibration.csv` and `region.png` into the folder of a model.
 
   The manifest has the configuration, the thresholds, the range of the statistics of the training
   images, the origin of the weights, the detector's summary of the fit, and hashes of the arrays
   and of the settings on which scores depend.
   The table has the scores of the good images from which the thresholds were calibrated.
+  Without a region of interest, there is no `region.png`.
   """
   paths, scores, peaks = calibration_scores
   rows = zip(paths, scores.tolist(), peaks.tolist(), strict=True)
   files.write_csv(folder / _CALIBRATION_FILE, [('path', 'score', 'peak'), *rows])
-  plain_config = configs.to_plain_dict(config)
+  plain_config, region_hash = configs.to_plain_dict(config), {}
+  if region is not None:
+    (folder / _REGION_FILE).write_bytes(region.to_png())
+    region_hash = {'region_sha256': region.sha256}
   manifest = {
     'format': manifests.FORMAT_VERSION,
     'model_name': detectors.title(config.detector.name),
@@ -232,16 +251,17 @@ def save_manifest(
     'weights': weights._asdict(),
     'summary': dict(summary),
     'arrays_sha256': arrays_sha256,
-    'config_sha256': hash_settings(plain_config),
+    **region_hash,
+    'config_sha256': hash_settings(plain_config, **region_hash),
     'config': plain_config,
   }
   files.write_json(folder / _MANIFEST_FILE, manifest)
 
 
-def hash_settings(config: Mapping[str, Any]) -> str:
-  """Return the SHA-256 of the settings on which the scores of a model depend."""
+def hash_settings(config: Mapping[str, Any], region_sha256: str = '') -> str:
+  """Return the SHA-256 of the settings and the region on which the scores of a model depend."""
   pixels = [config['data'][name] for name in ('ops', 'bits', 'range')]
-  values = pixels, config['backbone'], config['detector']
+  values = [pixels, config['backbone'], config['detector'], *filter(None, [region_sha256])]
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -256,6 +276,22 @@ def load_calibration_scores(directory: Path) -> calibration.CalibrationScores | 
     return None  # A model works without them.
   paths, scores, peaks = zip(*rows, strict=True) if rows else ((), (), ())
   return calibration.CalibrationScores(paths, np.array(scores), np.array(peaks))
+
+
+def _with_region(ops: transforms.Ops, directory: Path, sha256: str) -> transforms.Ops:
+  """Return ops with the region of interest of a model; without one, its hash is empty."""
+  if not sha256:
+    return ops
+  path = directory / _REGION_FILE
+  try:
+    with files.open_regular(path, _MAX_REGION_BYTES) as file:
+      region = region_of_interest.read(file.read())
+    if region is None or region.sha256 != sha256:
+      raise DataError('its pixels are not those of the fit.')
+    return ops.with_region(region)
+  except (OSError, ValueError, UserError) as error:
+    reason = describe(error).rstrip('.')
+    raise ModelError(f'{path} cannot be used: {reason}.', hint=manifests.HINT) from None
 
 
 def read_info(directory: Path | str) -> ModelInfo:
@@ -334,7 +370,7 @@ def load_arrays(info: ModelInfo, state_mesh: mesh.Mesh | None = None) -> Model:
   fitted = jax.tree.unflatten(jax.tree.structure(abstract_fitted), leaves)
   specs = None
   if state_mesh is not None and state_mesh.size > 1:
-    context = RunContext(ops.height, ops.width, shards=mesh.shards(state_mesh))
+    context = scoring_context(ops)._replace(shards=mesh.shards(state_mesh))
     _, detector = build_detector(info.config, context)
     specs = detector.sharding_specs
   if specs and state_mesh is not None:
@@ -353,7 +389,7 @@ def _fitted_template(info: ModelInfo) -> tuple[Detector, Any]:
     return detector.finalize(detector.init(key, backbone.init(key, images)))
 
   try:
-    backbone, detector = build_detector(info.config, RunContext(ops.height, ops.width))
+    backbone, detector = build_detector(info.config, scoring_context(ops))
     return detector, jax.eval_shape(finalize_initial_state)
   except Exception as error:  # Valid settings may contradict each other in many ways.
     raise _invalid_config(info.directory, error) from None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
 from uadjax.data.tiles import TileGrid
@@ -36,7 +36,12 @@ class Prediction(NamedTuple):
   anomaly_map: Float[np.ndarray, 'h w']
 
 
-def join_tiles(grid: TileGrid, predictions: Iterable[Prediction], rule: str) -> Prediction:
+def join_tiles(
+  grid: TileGrid,
+  predictions: Iterable[Prediction],
+  rule: str,
+  inspected: Bool[np.ndarray, 'h w'] | None = None,
+) -> Prediction:
   """Join the predictions of the tiles of an image.
 
   Args:
@@ -44,13 +49,14 @@ def join_tiles(grid: TileGrid, predictions: Iterable[Prediction], rule: str) -> 
     predictions: prediction of each tile; as many are taken as the image has.
     rule: rule of the image score, see `image_score.parse`. It is applied to the joined map; the
       score of a single tile is the image's.
+    inspected: True for the pixels of the image that are inspected; None for all.
   """
   predictions = itertools.islice(predictions, grid.num_tiles)
   if grid.num_tiles == 1:
     (prediction,) = predictions
     return prediction
   anomaly_map = grid.join(prediction.anomaly_map for prediction in predictions)
-  return Prediction(image_score.of_map(anomaly_map, rule), anomaly_map)
+  return Prediction(image_score.of_map(anomaly_map, rule, inspected), anomaly_map)
 
 
 class Scorer(NamedTuple):

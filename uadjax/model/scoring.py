@@ -84,7 +84,8 @@ def score_records(
     for anomaly_map, image_score in zip(*meshes.to_host(mesh, scores), strict=True)
   )
   for record in records:
-    score, anomaly_map = join_tiles(cache.tile_grid(record.path), predictions, rule)
+    grid, inspected = cache.tile_grid(record.path), cache.inspected_pixels(record.path)
+    score, anomaly_map = join_tiles(grid, predictions, rule, inspected)
     yield ScoredRecord(record, anomaly_map, score)
 
 

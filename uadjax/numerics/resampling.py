@@ -38,6 +38,22 @@ def blur_matrix(size: int, sigma: float) -> Float[np.ndarray, 'size size']:
   return np.tensordot(weights / weights.sum(), shifts, 1).astype(np.float32)
 
 
+def upsampling_matrix(
+  new_size: int, old_size: int, sigma: float
+) -> Float[np.ndarray, 'new_size old_size']:
+  """Return the matrix that resamples an axis linearly, then blurs it by `sigma` pixels if not 0."""
+  matrix = bilinear_matrix(new_size, old_size)
+  return blur_matrix(new_size, sigma) @ matrix if sigma else matrix
+
+
+def area_matrix(new_size: int, old_size: int) -> Float[np.ndarray, 'new_size old_size']:
+  """Return the matrix that averages an axis over the parts of equal length that it is cut into."""
+  edges, cells = np.arange(new_size + 1) * old_size / new_size, np.arange(old_size)
+  ends = np.minimum(edges[1:, None], cells + 1)
+  overlaps = np.maximum(0, ends - np.maximum(edges[:-1, None], cells))
+  return overlaps * new_size / old_size
+
+
 def pool_matrix(size: int) -> Float[np.ndarray, 'size size']:
   """Return the matrix that averages windows of three along an axis, padded with zeros."""
   return sum((np.eye(size, k=k) for k in (-1, 0, 1)), np.zeros((size, size))).astype(np.float32) / 3
@@ -69,10 +85,8 @@ def upsample(
   x: Float[Array, 'b h w'], height: int, width: int, sigma: float = 0.0
 ) -> Float[Array, 'b H W']:
   """Resample maps bilinearly to `height` x `width`, then blur them by `sigma` pixels if not 0."""
-  row_matrix, column_matrix = (
-    blur_matrix(new, sigma) @ bilinear_matrix(new, old) if sigma else bilinear_matrix(new, old)
-    for new, old in ((height, x.shape[1]), (width, x.shape[2]))
-  )
+  row_matrix = upsampling_matrix(height, x.shape[1], sigma)
+  column_matrix = upsampling_matrix(width, x.shape[2], sigma)
   x = jnp.matmul(x, jnp.asarray(column_matrix).T, precision=_EXACT)
   return jnp.matmul(jnp.asarray(row_matrix), x, precision=_EXACT)
 

@@ -220,7 +220,8 @@ def _read_images(
       raise RequestError(413, problem)
     if has_maps:
       response_size.check_maps([array.shape[1:3]] * len(array), settings.max_answer_bytes)
-    return [inputs.load(inputs.Source('image', image), model.ops) for image in array]
+    images = (inputs.load(inputs.Source('image', image), model.ops) for image in array)
+    return [requests.require_readable(image) for image in images]
   files = {f'image {i}': file for i, file in enumerate(_decode_files(tensor))}
   sizes = [requests.read_size(file, settings, name) for name, file in files.items()]
   if has_maps:

@@ -170,9 +170,14 @@ def read_image(
     inputs.Source(name, image), model.ops, max_pixels=settings.max_pixels,
     pixel_range=model.pixel_range,
   )  # fmt: skip
-  if loaded_image.error:
-    raise RequestError(_status(loaded_image.error), str(loaded_image.error))
-  return loaded_image
+  return require_readable(loaded_image)
+
+
+def require_readable(image: LoadedImage) -> LoadedImage:
+  """Return an image that was loaded; raise a RequestError if it is unreadable."""
+  if image.error:
+    raise RequestError(_status(image.error), str(image.error))
+  return image
 
 
 def _status(error: DataError) -> int:

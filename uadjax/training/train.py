@@ -16,7 +16,7 @@ from uadjax.data.image_cache import ImageCache
 from uadjax.data.image_statistics import StatisticsRange
 from uadjax.data.pixel_range import AUTO
 from uadjax.data.records import Record
-from uadjax.detectors.base import Detector, RunContext
+from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import about, DataError, refuse, Setting
 from uadjax.evaluation import labeled
@@ -31,7 +31,9 @@ Result = dict[str, Any]
 OnFitted = Callable[[Detector, PyTree], None]
 
 # Settings that a run must share with the run that it extends.
-_FIXED_ON_EXTEND = ('detector.', 'backbone.name', 'data.ops', 'data.bits', 'data.range')
+_FIXED_ON_EXTEND = (
+  'detector.', 'backbone.name', 'data.ops', 'data.bits', 'data.range', 'data.roi',
+)  # fmt: skip
 _MIN_IMAGES = 3  # Without the held-out image, two remain, as a variance needs.
 # Titles of the steps, with `one_pass.CORESET`.
 FIT, CALIBRATION = 'fit', 'calibration'
@@ -130,8 +132,8 @@ def _train_by_gradient(
   calibration_records += splits.validation()
   ops, num_train = cache.ops, len(cache.list_tiles(r.path for r in train_records))
   mesh = meshes.make_mesh(config.device, config.mesh.data, min(config.fit.batch_size, num_train))
-  context = RunContext(
-    ops.height, ops.width, num_train, learning_rate=loop.learning_rate_schedule(config.fit),
+  context = model_dir.scoring_context(ops)._replace(
+    max_images=num_train, learning_rate=loop.learning_rate_schedule(config.fit),
     shards=meshes.shards(mesh),
   )  # fmt: skip
   backbone, detector = model_dir.build_detector(config, context)
@@ -162,7 +164,9 @@ def _train_by_gradient(
   thresholds = labeled.calibrate(config.calibrate, scores, labeled_scores)
   statistics = _range_of_statistics(splits.learned(), cache)
   model_config = _with_bits(config, cache)
-  model_dir.save(workdir / 'model', model_config, fitted, thresholds, scores, statistics, weights)
+  model_dir.save(
+    workdir / 'model', model_config, fitted, thresholds, scores, statistics, weights, ops.region
+  )
   timing = _timing(fit.fit_seconds, fit.num_images, calibration_start, peak_mb)
   return {'models': _model_paths(workdir, fit.best), 'timing': timing}, thresholds
 
@@ -270,8 +274,9 @@ def _fit_and_calibrate(
   summary = run.incremental.summarize(arrays, sample)
   model_config = _with_bits(config, run.cache)
   model_dir.save_manifest(
-    model_folder, model_config, thresholds, scores, statistics, weights, summary, arrays_sha256
-  )
+    model_folder, model_config, thresholds, scores, statistics, weights, summary, arrays_sha256,
+    run.cache.ops.region,
+  )  # fmt: skip
   timing = _timing(fit_s, len(run.records), calibration_start, peak_mb)
   one_pass.release_memory(state_bytes)
   best = {'score': None, 'checkpoint': None, 'model_dir': 'model'}
@@ -305,10 +310,11 @@ def _build_one_pass(
     raise DataError(f'{requirement}, got {num_distinct}; add images.')
   state_mesh = meshes.state_mesh(mesh, config.mesh.shard_state)
   extra = meshes.micro_batch_size(mesh, config.fit.batch_size) // mesh.size
-  context = RunContext(
-    cache.ops.height, cache.ops.width, num_tiles, len(previous.tile_ids),
+  context = model_dir.scoring_context(cache.ops)._replace(
+    max_images=num_tiles, num_previous_images=len(previous.tile_ids),
     progress=progress.show_progress,
     shards=meshes.shards(state_mesh), max_extra_images_per_shard=extra,
+    inspected_share=cache.inspected_share(records[0].path),
   )  # fmt: skip
   return model_dir.build_detector(config, context)
 

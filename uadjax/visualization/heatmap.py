@@ -17,6 +17,7 @@ from scipy import ndimage
 OPACITY = 0.75  # Of the highest values.
 CONTOUR_COLOR = (0, 229, 255)  # Cyan is absent from the colors and rare on products.
 CASING_COLOR = (16, 16, 16)  # A dark edge makes the contour visible on white products.
+REGION_COLOR = (255, 255, 255)  # Of the outline of the region of interest.
 # Every sixteenth color of matplotlib's plasma but the darkest, which are hardly seen on dark
 # products. Lightness increases evenly, which color-blind readers see, too (Smith and van der Walt
 # 2015).
@@ -121,8 +122,13 @@ def draw_outline(
 
 def find_outline(
   mask: Bool[np.ndarray, 'h w'],
+  num_widths: int = 250,
 ) -> tuple[tuple[int, int], Bool[np.ndarray, 'height width'], Bool[np.ndarray, 'height width']]:
   """Find the outermost pixels of a mask, and the dark edge on both sides of them.
+
+  Args:
+    mask: mask of an image.
+    num_widths: side of the image, in widths of the outline.
 
   Returns:
     x and y of the smallest rectangle that contains them; within it, masks of both.
@@ -130,7 +136,7 @@ def find_outline(
   if not mask.any():
     return (0, 0), np.zeros((0, 0), bool), np.zeros((0, 0), bool)
   # Visible on an image of this size, and narrow enough to show what it surrounds on a thin one.
-  width = max(1, round(min(math.sqrt(mask.size), 4 * min(mask.shape)) / 250))
+  width = max(1, round(min(math.sqrt(mask.size), 4 * min(mask.shape)) / num_widths))
   casing_width = (width + 1) // 2
   indices = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
   rows, columns = (slice(max(0, i[0] - casing_width), i[-1] + casing_width + 1) for i in indices)

@@ -45,12 +45,14 @@ class Tile(NamedTuple):
     anomaly_map: raw map values to color; None for none.
     visible: mask of the pixels that the network saw, the others of which are dimmed; None for all.
     outline: mask to outline; None for none.
+    region: mask to outline thinly, the region of interest; None for none.
   """
 
   image: UInt8[np.ndarray, 'h w 3'] | Bool[np.ndarray, 'h w']
   anomaly_map: Float[np.ndarray, 'h w'] | None = None
   visible: Bool[np.ndarray, 'h w'] | None = None
   outline: Bool[np.ndarray, 'h w'] | None = None
+  region: Bool[np.ndarray, 'h w'] | None = None
 
 
 def draw_sheet(
@@ -190,7 +192,7 @@ def _draw_tile(
   size: tuple[int, int],
   scale: heatmap.ColorScale | None,
 ) -> None:
-  """Draw an image at a size in strips of rows, and its outline."""
+  """Draw an image at a size in strips of rows, and its outlines."""
   (x, y), (height, width) = corner, size
   visible = None if tile.visible is None else _reduce_mask(tile.visible, size)
   num_rows = max(1, _STRIP_PIXELS // width)
@@ -202,10 +204,13 @@ def _draw_tile(
       values = values if visible is None else np.where(visible[rows], values, np.float32('nan'))
       pixels = heatmap.overlay(pixels, values, scale)
     canvas.paste(Image.fromarray(pixels), (x, y + top))
-  if tile.outline is not None and tile.outline.any():
-    (left, top), border, casing = heatmap.find_outline(_reduce_mask(tile.outline, size))
-    for mask, color in ((casing, heatmap.CASING_COLOR), (border, heatmap.CONTOUR_COLOR)):
-      canvas.paste(color, (x + left, y + top), Image.fromarray(mask))
+  outlines = (tile.region, heatmap.REGION_COLOR, 800), (tile.outline, heatmap.CONTOUR_COLOR, 250)
+  for mask, outline_color, num_widths in outlines:
+    if mask is None or not mask.any():
+      continue
+    (left, top), border, casing = heatmap.find_outline(_reduce_mask(mask, size), num_widths)
+    for pixels, color in ((casing, heatmap.CASING_COLOR), (border, outline_color)):
+      canvas.paste(color, (x + left, y + top), Image.fromarray(pixels))
 
 
 def _reduced_rows(array: np.ndarray, size: tuple[int, int], rows: slice) -> np.ndarray:

@@ -119,7 +119,8 @@ def check(
       training image.
     on_test_image: the same for test images.
     pixel_range: values of black and white in images of more than 8 bits.
-    ops: operations that will scale the images, to warn of small defects; None for no such warning.
+    ops: operations that will scale the images, to warn of small defects, and whose region of
+      interest must fit to all images; None for neither.
 
   Raises:
     DataError: the folder does not exist.
@@ -129,7 +130,7 @@ def check(
   splits = listing.splits
   on_image = {record.path: on_train_image for record in splits.train}
   on_image |= {record.path: on_test_image for record in splits.test}
-  images, masks = _inspect_files(splits, mask_reading, progress, on_image, pixel_range)
+  images, masks = _inspect_files(splits, mask_reading, progress, on_image, pixel_range, ops)
   if listing.layout.labels_by_mask:
     defective_masks = {path for path, mask in masks.items() if mask.defective_fraction > 0}
     is_excluding = listing.layout.excludes_training_defects
@@ -162,13 +163,15 @@ def _inspect_files(
   progress: Progress,
   on_image: Mapping[Path, ImageFunction | None],
   pixel_range: PixelRange,
+  ops: transforms.Ops | None,
 ) -> tuple[dict[Path, rules.Inspection], dict[Path, rules.Inspection]]:
   """Decode every image and every mask once; return the inspections of images and of masks."""
   records = [*splits.train, *splits.test]
   images = list(on_image)
   masks = list(dict.fromkeys(record.mask for record in records if record.mask))
   jobs = [
-    functools.partial(rules.inspect_image, path, pixel_range, on_image[path]) for path in images
+    functools.partial(rules.inspect_image, path, pixel_range, on_image[path], ops)
+    for path in images
   ]
   jobs += [functools.partial(rules.inspect_mask, path, mask_reading) for path in masks]
   # Messages name settings, which each front end formats in its own way.
@@ -195,12 +198,13 @@ def require_valid(report: Report) -> Splits:
 def usable_splits(report: Report) -> Splits:
   """Return the images that can be used in spite of the errors of a check.
 
-  Excluded are unreadable images, defective training images, and good test images that are also
-  training images, because they would make the metrics look too good. In a seglist, where masks
-  determine which images are good, images with unreadable masks are excluded as well. In other
-  layouts, masks that are unreadable or have the wrong size count as absent.
+  Excluded are unreadable images, images to which the region of interest does not fit, defective
+  training images, and good test images that are also training images, because they would make the
+  metrics look too good. In a seglist, where masks determine which images are good, images with
+  unreadable masks are excluded as well. In other layouts, masks that are unreadable or have the
+  wrong size count as absent.
   """
-  unreadable = report.error_paths(rules.UNREADABLE)
+  unreadable = report.error_paths(rules.UNREADABLE) | report.error_paths(rules.OTHER_REGION)
   bad_masks = unreadable | report.error_paths(rules.SIZE_MISMATCH)
   # Masks that determine the label must be readable.
   needed_masks = unreadable if report.labels_by_mask else set()

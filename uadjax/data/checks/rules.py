@@ -30,6 +30,7 @@ _INVERTED_PALETTE = 'The first color of its palette seems to mark the defect'
 ImageFunction: TypeAlias = Callable[[Path, DecodedImage], None]
 
 UNREADABLE, SIZE_MISMATCH = 'unreadable file', 'size mismatch'
+OTHER_REGION = 'region of interest does not fit'
 FULL_MASK = 'mask marks nearly everything'
 DEFECT_IN_TRAINING, IN_TRAIN_AND_TEST = 'defects in training', 'duplicate in train and test'
 
@@ -80,20 +81,31 @@ class Dataset(NamedTuple):
 
 
 def inspect_image(
-  path: Path, pixel_range: PixelRange, on_image: ImageFunction | None = None
+  path: Path,
+  pixel_range: PixelRange,
+  on_image: ImageFunction | None = None,
+  ops: transforms.Ops | None = None,
 ) -> Inspection:
-  """Decode an image, and call a function with path and image if it is readable."""
+  """Decode an image, and call a function with path and image if it can be used.
+
+  It cannot if the region of interest of `ops` does not fit.
+  """
   try:
     image = image_io.read_image(path, pixel_range=pixel_range)
   except DataError as reason:
     return Inspection(problems=(error(UNREADABLE, path, str(reason)),))
+  height, width = image.pixels.shape[:2]
+  try:
+    if ops:
+      ops.require_fit(height, width)
+  except DataError as reason:
+    return Inspection(problems=(error(OTHER_REGION, path, f'{path}: {reason}'),))
   if on_image:
     on_image(path, image)
   pixels, issues = image.pixels, ()
   if image.has_further_pages:
     message = f'{path} has further pages; only the first is read. Save the others as files.'
     issues = (warning('further pages', path, message),)
-  height, width = pixels.shape[:2]
   # The shape is included because images of a single color may differ in nothing else.
   content_hash = hashlib.sha256(f'{height} {width} '.encode())
   content_hash.update(pixels.data)  # Without a copy of a large image.

@@ -13,11 +13,11 @@ from typing import cast, NamedTuple
 import jax
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 import numpy as np
 
 from uadjax import backbones
-from uadjax.detectors import base, image_score
+from uadjax.detectors import base, image_score, inspection
 from uadjax.detectors.base import Embeddings, HostEmbeddings, Images, Statistics
 from uadjax.detectors.padim import gaussians
 from uadjax.detectors.settings import PadimSettings
@@ -38,6 +38,9 @@ class Config(NamedTuple):
     options: settings. Of these, `channels` is at most the number of channels of all stages
       together, and `ridge` is ε of equation 1.
     map_size: height and width of the feature map of the first stage.
+    positions: positions of the feature map that are learned from. For a region of interest, one of
+      them is repeated in place of each of the others, so that these have the Gaussian of an
+      inspected position, which nothing uses. None for all.
     stage_channels: number of channels of each stage.
   """
 
@@ -45,6 +48,7 @@ class Config(NamedTuple):
   context: base.RunContext
   options: PadimSettings
   map_size: tuple[int, int]
+  positions: Int[np.ndarray, ' p'] | None
   stage_channels: tuple[int, ...]
 
   @property
@@ -127,7 +131,17 @@ def make(
     message = f'detector.channels={options.channels}, but the stages together have {max_channels}.'
     hint = f'Choose 1 to {max_channels}, or name more stages with ', Setting('detector.layers'), '.'
     refuse('detector.channels', options.channels, message, *hint, allowed=(1, max_channels))
-  config = Config(backbone, context, options, map_size, stage_channels)
+  positions = None
+  if context.has_blanks:
+    whole_images = Setting('data.ops', 'resize(512)')
+    hint = 'Use PatchCore or STFPM, or scale whole images: ', whole_images, '.'
+    message = 'PaDiM cannot combine tiles with a region of interest.'
+    refuse('data.roi', None, message, *hint)
+  if context.inspected is not None:
+    is_inspected = inspection.find_cells(context.inspected, *map_size).ravel()
+    first = int(np.argmax(is_inspected))
+    positions = np.where(is_inspected, np.arange(len(is_inspected)), first)
+  config = Config(backbone, context, options, map_size, positions, stage_channels)
 
   def bind(function: Callable) -> Callable:
     return functools.partial(function, config)
@@ -141,7 +155,7 @@ def make(
     leave_one_out=base.LeaveOneOut(
       1, bind(embed), bind(leave_fold_out), bind(score_held_out), remove=bind(remove)
     ),
-    incremental=base.Incremental(bind(to_arrays), bind(restore), summarize, drift),
+    incremental=base.Incremental(bind(to_arrays), bind(restore), summarize, bind(drift)),
     sharding_specs=specs if context.shards.num_shards > 1 else None,
     export_score_fn=bind(export_score_fn),
     image_score=options.image_score,
@@ -191,10 +205,16 @@ def extract_features(config: Config, extractor: FeatureExtractor, images: Images
 
 
 def embed(config: Config, extractor: FeatureExtractor, batch: Batch) -> Embeddings:
-  """Return the precomputed embeddings of a batch, or compute those of its images."""
+  """Return the precomputed embeddings of a batch, or compute those of its images.
+
+  They are those to learn from: see `Config.positions`.
+  """
   if batch.features is not None:
     return batch.features
-  return extract_features(config, extractor, jnp.asarray(batch.image))
+  x = extract_features(config, extractor, jnp.asarray(batch.image))
+  if config.positions is None:
+    return x
+  return x.reshape(len(x), -1, x.shape[-1])[:, config.positions].reshape(x.shape)
 
 
 def update(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -231,7 +251,9 @@ def score(config: Config, fitted: Fitted, images: Images) -> Scores:
 def _score_distances(config: Config, distance: Float[Array, 'b h w']) -> Scores:
   """Score images by distances, which are upsampled and blurred (section IV-D)."""
   image_size = config.context.height, config.context.width
-  return image_score.from_distances(distance, image_size, config.options.image_score)
+  inspected = config.context.inspected
+  inspected = None if inspected is None else inspected[None]
+  return image_score.from_distances(distance, image_size, config.options.image_score, inspected)
 
 
 def export_score_fn(config: Config, fitted: Fitted) -> Callable[[Images], Scores]:
@@ -308,15 +330,17 @@ def summarize(arrays: Arrays, embeddings: Iterator[HostEmbeddings]) -> Statistic
   return {'images': int(arrays['n'])}
 
 
-def drift(previous_arrays: Arrays, arrays: Arrays) -> Statistics:
+def drift(config: Config, previous_arrays: Arrays, arrays: Arrays) -> Statistics:
   """Return the number of images before and after a run, and the shift of the mean embeddings.
 
   At each position, each channel's shift is divided by its standard deviation before the run. The
-  result is the root mean square of these quotients over positions and channels.
+  result is the root mean square of these quotients over inspected positions and channels.
   """
   n, mean, m2 = (previous_arrays[name] for name in ('n', 'mean', 'm2'))
   variance = m2[..., triangles.diagonal_positions(mean.shape[-1])] / max(n - 1, 1)
   squared_shift = (np.asarray(arrays['mean']) - mean) ** 2 / np.maximum(variance, 1e-12)
+  if config.positions is not None:
+    squared_shift = squared_shift.reshape(-1, mean.shape[-1])[np.unique(config.positions)]
   return {
     'images_before': int(n),
     'images_after': int(arrays['n']),

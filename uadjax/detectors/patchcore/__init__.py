@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 from uadjax import backbones
-from uadjax.detectors import base, image_score
+from uadjax.detectors import base, image_score, inspection
 from uadjax.detectors.base import Embeddings, HostEmbeddings, Images, Statistics
 from uadjax.detectors.patchcore import capacity, leave_out, memory_bank as banks, selection
 from uadjax.detectors.settings import PatchcoreSettings
@@ -43,15 +43,18 @@ class Config(NamedTuple):
 
   Attributes:
     backbone: network whose stages, upsampled to the size of the first, give the patch embeddings.
-    image_size: height and width of the images.
+    context: size of the images, and which of their pixels are inspected.
     grid: height and width of the patch grid.
+    patches: positions in the grid of the patches that are learned from, if they are the same for
+      all images; None for all, and for blank images.
     options: settings. Of these, `approx` uses `jax.lax.approx_min_k`.
     bank: sizes and settings of the memory bank.
   """
 
   backbone: backbones.Backbone
-  image_size: tuple[int, int]
+  context: base.RunContext
   grid: tuple[int, int]
+  patches: Int[np.ndarray, ' p'] | None
   options: PatchcoreSettings
   bank: capacity.BankConfig
 
@@ -89,20 +92,26 @@ def make(
   """Build the PatchCore detector.
 
   Raises:
-    ConfigError: `max_bytes` is too small.
+    ConfigError: `max_bytes` is too small, or so is the region of interest.
   """
   shapes = base.stage_shapes(backbone, context.height, context.width)
   (h, w, _), d = shapes[0], sum(shape[2] for shape in shapes)
   d = min(d, options.channels or d)
-  bank = capacity.configure_bank(d, h * w, context, options)
-  config = Config(backbone, (context.height, context.width), (h, w), options, bank)
+  patches, num_patches = None, h * w
+  if context.inspected is not None:
+    patches = np.flatnonzero(inspection.find_cells(context.inspected, h, w))
+    num_patches = len(patches)
+  bank = capacity.configure_bank(d, num_patches, context, options)
+  config = Config(backbone, context, (h, w), patches, options, bank)
 
   def bind(function: Callable) -> Callable:
     return functools.partial(function, config)
 
   specs = base.ShardingSpecs(_STATE_SPECS, _FITTED_SPECS, _FITTED_SPECS, bind(pad_to_shards))
-  # A bank that is compacted has lost patches; of a sharded one, devices hold parts.
-  holds_all = not bank.needs_compaction and context.shards.num_shards == 1
+  # A bank that is compacted has lost patches, that of a region lacks the others; of a sharded one,
+  # devices hold parts.
+  is_complete = patches is None and not context.has_blanks and not bank.needs_compaction
+  holds_all = is_complete and context.shards.num_shards == 1
   leave_one_out = base.LeaveOneOut(
     bank.num_folds, bind(embed), bind(leave_fold_out), bind(score_held_out), bind(select_coresets),
     learned_embeddings=bind(learned_embeddings) if holds_all else None,
@@ -155,10 +164,23 @@ def extract_features(config: Config, variables: Variables, images: Images) -> Em
 
 
 def embed(config: Config, variables: Variables, batch: Batch) -> Embeddings:
-  """Return the precomputed patch embeddings of a batch, or compute those of its images."""
+  """Return the precomputed patch embeddings of a batch, or compute those of its images.
+
+  Those of patches that are blank are NaN.
+  """
   if batch.features is not None:
     return batch.features
-  return extract_features(config, variables, jnp.asarray(batch.image))
+  images = jnp.asarray(batch.image)
+  x, inspected = extract_features(config, variables, images), _find_pixels(config, images)
+  if inspected is None or not config.context.has_blanks:
+    return x
+  cells = jnp.asarray(inspection.find_cells(inspected, *config.grid))
+  return jnp.where(cells[..., None], x, jnp.nan)
+
+
+def _find_pixels(config: Config, images: Images) -> inspection.Inspected | None:
+  """Return the inspected pixels of images; None for all."""
+  return inspection.find_pixels(images, config.context.inspected, config.context.has_blanks)
 
 
 def learned_embeddings(
@@ -173,11 +195,20 @@ def learned_embeddings(
 
 def update(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
   """Append a batch's valid images to the bank; the metric is the number of images so far."""
-  x, valid = embed(config, state.extractor, batch), jnp.asarray(batch.valid)
+  x = _select_patches(config, embed(config, state.extractor, batch))
+  valid = jnp.asarray(batch.valid)
   in_specs = banks.BANK_SPECS, P('data'), P('data'), P('data')
-  append = config.bank.shards.shard_map(banks.append, in_specs, banks.BANK_SPECS)
+  append_fn = functools.partial(banks.append, has_blanks=config.context.has_blanks)
+  append = config.bank.shards.shard_map(append_fn, in_specs, banks.BANK_SPECS)
   memory_bank = append(state.memory_bank, x, valid, jnp.asarray(batch.index))
   return state._replace(memory_bank=memory_bank), {'images': memory_bank.num_images}
+
+
+def _select_patches(config: Config, x: Embeddings) -> Float[Array, 'b _h _w d']:
+  """Return the patches that are learned from, those of a region of interest in one row."""
+  if config.patches is None:
+    return x
+  return x.reshape(len(x), 1, -1, x.shape[-1])[:, :, config.patches]
 
 
 def finalize(state: State | FinalState) -> Fitted:
@@ -194,12 +225,14 @@ def pad_to_shards(config: Config, fitted: Fitted) -> Fitted:
 def score(config: Config, fitted: Fitted, images: Images) -> Scores:
   """Score images by the distances of their patches to the memory bank."""
   x = extract_features(config, fitted.backbone, images)
-  return _score_embeddings(config, fitted, x)
+  return _score_embeddings(config, fitted, x, images)
 
 
 def score_held_out(config: Config, model: Fitted, batch: Batch) -> Scores:
   """Score training images, all of one fold, against a memory bank without that fold."""
-  return _score_embeddings(config, model, embed(config, model.backbone, batch))
+  x = embed(config, model.backbone, batch)
+  x = jnp.where(jnp.isnan(x), 0.0, x) if config.context.has_blanks else x
+  return _score_embeddings(config, model, x, jnp.asarray(batch.image))
 
 
 def export_score_fn(config: Config, fitted: Fitted) -> Callable[[Images], Scores]:
@@ -208,27 +241,32 @@ def export_score_fn(config: Config, fitted: Fitted) -> Callable[[Images], Scores
   def score(images: Images) -> Scores:
     x = extract_features(config, fitted.backbone, images)
     nearest = knn.nearest_for_export(x.reshape(-1, x.shape[-1]), fitted.memory_bank)
-    return _score_distances(config, x, nearest)
+    return _score_distances(config, x, nearest, images)
 
   return score
 
 
-def _score_embeddings(config: Config, fitted: Fitted, x: Embeddings) -> Scores:
-  """Score patch embeddings sharded by image against a memory bank sharded by row."""
+def _score_embeddings(config: Config, fitted: Fitted, x: Embeddings, images: Images) -> Scores:
+  """Score patch embeddings of images, sharded by image, against a memory bank sharded by row."""
 
-  def score_shard(index: knn.Index, x: Array, axis_name: str | None) -> Scores:
+  def score_shard(index: knn.Index, x: Array, images: Array, axis_name: str | None) -> Scores:
     queries = x.reshape(-1, x.shape[-1])
     nearest = knn.nearest_sharded(queries, index, 1, config.options.approx, axis_name)
-    return _score_distances(config, x, nearest)
+    return _score_distances(config, x, nearest, images)
 
-  in_specs = knn.INDEX_SPECS, P('data')
-  return config.bank.shards.shard_map(score_shard, in_specs, P('data'))(fitted.memory_bank, x)
+  in_specs = knn.INDEX_SPECS, P('data'), P('data')
+  score = config.bank.shards.shard_map(score_shard, in_specs, P('data'))
+  return score(fitted.memory_bank, x, images)
 
 
-def _score_distances(config: Config, x: Embeddings, nearest: knn.Neighbors) -> Scores:
+def _score_distances(
+  config: Config, x: Embeddings, nearest: knn.Neighbors, images: Images
+) -> Scores:
   """Score images, given the nearest row of the memory bank for each of their patches."""
   distance = nearest.distance.reshape(x.shape[:-1])
-  return image_score.from_distances(distance, config.image_size, config.options.image_score)
+  image_size = config.context.height, config.context.width
+  inspected = _find_pixels(config, images)
+  return image_score.from_distances(distance, image_size, config.options.image_score, inspected)
 
 
 def select_coresets(config: Config, state: State, previous_arrays: Arrays) -> Arrays:
@@ -288,7 +326,8 @@ def summarize(config: Config, arrays: Arrays, embeddings: Iterator[HostEmbedding
     'folds': config.bank.num_folds,
   }
   if config.options.approx:
-    queries = jnp.asarray(next(embeddings)).reshape(-1, config.bank.d)[:_NUM_RECALL_QUERIES]
+    queries = _select_patches(config, jnp.asarray(next(embeddings))).reshape(-1, config.bank.d)
+    queries = queries[~jnp.isnan(queries[:, 0])][:_NUM_RECALL_QUERIES]
     index = knn.build_index(jnp.asarray(arrays['embeddings']))
     statistics['approx_recall'] = knn.measure_recall(queries, index)
   return statistics

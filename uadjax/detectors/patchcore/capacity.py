@@ -75,7 +75,8 @@ def configure_bank(
   max_coreset_size = num_shards * (max_rows // 2)
 
   def coreset_size(num_images: int) -> int:
-    return min(round(options.ratio * num_images * patches_per_image), max_coreset_size)
+    num_rows = options.ratio * num_images * patches_per_image * context.inspected_share
+    return min(round(num_rows), max_coreset_size)
 
   images_per_shard = math.ceil(max(num_images, 1) / num_shards) + context.max_extra_images_per_shard
   previous_rows = math.ceil(coreset_size(context.num_previous_images) / num_shards)

@@ -89,6 +89,7 @@ def append(
   valid: Bool[Array, ' b'],
   image_index: Int[Array, ' b'],
   axis_name: str | None,
+  has_blanks: bool = False,
 ) -> MemoryBank:
   """Append the patches of the valid images, in place where the bank is donated to jit.
 
@@ -100,6 +101,7 @@ def append(
     valid: False for padding images.
     image_index: `Patches.image_id` of each image, counted from the first image ever added.
     axis_name: mesh axis over which the bank is sharded, or None if there is a single shard.
+    has_blanks: whether patches that are NaN are left out.
   """
   num_patches, d = x.shape[1] * x.shape[2], x.shape[3]
   scratch_row = len(memory_bank.patches.embeddings) - num_patches
@@ -111,14 +113,25 @@ def append(
     # Patch ids wrap around beyond 2^31 patches, after which ties may be broken differently.
     image_id = jnp.full(num_patches, image_index[i], jnp.int32)
     patch_id = image_index[i] * num_patches + patch_offsets
-    new_patches = Patches(x[i].reshape(num_patches, d), image_id, patch_id)
+    new_patches, num_new = Patches(x[i].reshape(num_patches, d), image_id, patch_id), num_patches
+    if has_blanks:  # Those left out come last, where the next image overwrites them.
+      new_patches, num_new = _move_blanks_last(new_patches)
     patches = _put_rows(patches, new_patches, row)
-    return patches, num_rows + jnp.where(valid[i], num_patches, 0)
+    return patches, num_rows + jnp.where(valid[i], num_new, 0)
 
   state = memory_bank.patches, memory_bank.num_rows[0]
   patches, num_rows = jax.lax.fori_loop(0, len(x), append_image, state)
   num_images = memory_bank.num_images + collectives.psum(jnp.sum(valid, dtype=jnp.int32), axis_name)
   return memory_bank._replace(patches=patches, num_rows=num_rows[None], num_images=num_images)
+
+
+def _move_blanks_last(patches: Patches) -> tuple[Patches, Int[Array, '']]:
+  """Move patches that are NaN behind the others, as zeros, and return the number of the others."""
+  is_blank = jnp.isnan(patches.embeddings[:, 0])
+  embeddings = jnp.where(is_blank[:, None], 0.0, patches.embeddings)
+  order = jnp.argsort(is_blank, stable=True)
+  patches = jax.tree.map(lambda x: x[order], patches._replace(embeddings=embeddings))
+  return patches, jnp.sum(~is_blank, dtype=jnp.int32)
 
 
 def _put_rows(patches: Patches, new_patches: Patches, start: Array | int) -> Patches:
