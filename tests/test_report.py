@@ -16,6 +16,7 @@ from uadjax import config as configs
 from uadjax.backbones import weights as pretrained_weights
 from uadjax.data import image_statistics, transforms
 from uadjax.data.records import Record
+from uadjax.data.region_of_interest import RegionOfInterest
 from uadjax.evaluation import curves, report
 from uadjax.evaluation.report import content, document, gallery, provenance
 from uadjax.model import calibration, model_dir
@@ -135,6 +136,21 @@ def test_a_picture_keeps_its_aspect_ratio_visible_box_and_smallest_defect(scene)
   assert levels.shape == (96, 192)
   assert levels.max() == 255 > levels[48, 10] == 0
   assert (picture.low, picture.high) == (anomaly_map[:24, :24].min(), anomaly_map[:24, :24].max())
+
+
+def test_a_picture_has_the_region_of_interest(scene):
+  record, anomaly_map = scene
+  mask = np.zeros((320, 640), bool)
+  mask[80:240, :320] = True
+  ops = transforms.parse('resize(32)')
+  [plain] = gallery.make_pictures([record], [anomaly_map], [0], ops)
+  assert plain.region is None
+  inspecting = ops.with_region(RegionOfInterest(mask))
+  [picture] = gallery.make_pictures([record], [anomaly_map], [0], inspecting)
+  region = decode(picture.region)
+  assert region.shape == decode(picture.heatmap).shape
+  expected = np.asarray(Image.fromarray(mask).resize(region.shape[::-1], Image.Resampling.NEAREST))
+  np.testing.assert_array_equal(region, expected)
 
 
 def test_the_quality_of_a_picture_is_reduced_until_it_fits(scene):

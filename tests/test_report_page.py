@@ -10,6 +10,7 @@ import pytest
 
 from uadjax.data import transforms
 from uadjax.data.records import Record
+from uadjax.data.region_of_interest import RegionOfInterest
 from uadjax.evaluation import curves, report
 from uadjax.evaluation.report import gallery
 from uadjax.model import calibration
@@ -632,3 +633,32 @@ def test_scores_that_are_infinite_or_span_decades_are_shown(show, tmp_path):
   assert 1.5 < thresholds(page)[1] < 2.0
   page.keyboard.press('Home')
   assert table(page) == counts(wide, *thresholds(page))
+
+
+def test_pixels_outside_of_the_region_of_interest_are_dimmed(show, tmp_path):
+  case = make(tmp_path, ['good'] * 2)
+  for record in case.records:
+    Image.new('RGB', (60, 40), 'white').save(record.path)
+  mask = np.zeros((40, 60), bool)
+  mask[:, :40] = True
+  ops = transforms.parse('resize(16)').with_region(RegionOfInterest(mask))
+  pictures = gallery.make_pictures(case.records, case.maps, [0, 1], ops)
+  path = tmp_path / 'report.html'
+  report.write(path, case.curve_data, {'counts': {'good': 2}}, case.records, pictures, {})
+  page = show(path)
+  canvas = '#tiles li:first-child canvas'
+  page.locator(canvas).scroll_into_view_if_needed()
+  current = changed(page, canvas, '')
+  page.fill('#opacity', '0')
+  page.uncheck('#show-outlines')
+  changed(page, canvas, current)
+  inside, outside = page.evaluate(
+    """(selector) => {
+      const canvas = document.querySelector(selector);
+      const { width, height } = canvas;
+      const row = canvas.getContext('2d').getImageData(0, height >> 1, width, 1).data;
+      return [0.3, 0.85].map((share) => row[4 * Math.floor(share * width)]);
+    }""", canvas,
+  )  # fmt: skip
+  assert inside > 250
+  assert outside == pytest.approx(0.4 * 255, abs=6)

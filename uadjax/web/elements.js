@@ -60,3 +60,17 @@ export function strokePath(context, unitPath, { x, y, width, height }, ratio, co
     context.stroke(path);
   }
 }
+
+// Dims a box of a canvas outside of a closed path over the unit square, the region of interest, and
+// outlines the path thinly. `ratio` is device pixels per CSS pixel.
+export function showRegion(context, unitPath, { x, y, width, height }, ratio) {
+  const region = new Path2D();
+  region.addPath(unitPath, new DOMMatrix([width, 0, 0, height, x, y]));
+  const outside = new Path2D(region);
+  outside.rect(x, y, width, height);
+  context.fillStyle = 'rgb(0 0 0 / 60%)';
+  context.fill(outside, 'evenodd');
+  context.setLineDash([]);
+  [context.strokeStyle, context.lineWidth] = ['#ffffff', ratio];
+  context.stroke(region);
+}

@@ -86,6 +86,7 @@ def _picture_dict(picture: gallery.Picture) -> dict[str, object]:
     'photo': _data_uri('webp', picture.photo),
     'heatmap': _data_uri('png', picture.heatmap),
     'truth': picture.truth and _data_uri('png', picture.truth),
+    'region': picture.region and _data_uri('png', picture.region),
   }
 
 

@@ -48,6 +48,7 @@ class Picture(NamedTuple):
     heatmap: levels of the anomaly map as a gray PNG.
     truth: defective pixels as a black-and-white PNG; None without any, or without ground truth.
     is_coarse: whether the photo was encoded more coarsely than usual to fit.
+    region: visible pixels as a black-and-white PNG; None without a region of interest.
   """
 
   image_index: int
@@ -60,6 +61,7 @@ class Picture(NamedTuple):
   heatmap: bytes
   truth: bytes | None
   is_coarse: bool
+  region: bytes | None = None
 
 
 def choose(
@@ -132,12 +134,14 @@ def make_picture(
   truth = pixel_scores.read_defect_mask(record, size, mask_reading)
   heatmap_png = _encode(Image.fromarray(levels), 'PNG')
   truth_png = None if truth is None or not truth.any() else _encode_mask(truth)
-  remaining_bytes = max_bytes - len(heatmap_png) - len(truth_png or b'')
-  photo, (height, width), is_coarse = _encode_photo(image, remaining_bytes)
+  region_png = None if ops.region is None else _encode(Image.fromarray(visible), 'PNG')
+  num_bytes = sum(len(png) for png in (heatmap_png, truth_png, region_png) if png)
+  photo, (height, width), is_coarse = _encode_photo(image, max_bytes - num_bytes)
   visible_box = _bounding_box(visible)
   return Picture(
-    image_index, width, height, low, high, visible_box, photo, heatmap_png, truth_png, is_coarse
-  )
+    image_index, width, height, low, high, visible_box, photo, heatmap_png, truth_png, is_coarse,
+    region_png,
+  )  # fmt: skip
 
 
 def _encode_photo(

@@ -20,13 +20,15 @@ function loadLayers(picture) {
 }
 
 async function decodeLayers(picture) {
-  const [photo, heatmap, truth] = await Promise.all(
-    [picture.photo, picture.heatmap, picture.truth].map((uri) => uri && decodeImage(uri)));
+  const [photo, heatmap, truth, region] = await Promise.all(
+    ['photo', 'heatmap', 'truth', 'region'].map((key) =>
+      picture[key] && decodeImage(picture[key])));
   const map = readMap(heatmap, picture.low, picture.high);
   let painted = {};  // At the current thresholds only.
   return {
     photo,
     truth: truth && contour(readMap(truth, 0, 1), 0.5),
+    region: region && contour(readMap(region, 0, 1), 0.5),
     paint() {
       const { pixelThreshold } = overlay;
       const level =
@@ -40,6 +42,15 @@ async function decodeLayers(picture) {
   };
 }
 
+// Dims the pixels that are not part of the input of the model.
+function dimOutside(context, [left, top, right, bottom], { x, y, width, height }) {
+  const outside = new Path2D();
+  outside.rect(x, y, width, height);
+  outside.rect(x + left * width, y + top * height, (right - left) * width, (bottom - top) * height);
+  context.fillStyle = 'rgb(0 0 0 / 60%)';
+  context.fill(outside, 'evenodd');
+}
+
 // Paints into a box of a canvas. `ratio` is device pixels per CSS pixel.
 function paintPicture(context, picture, layers, box, ratio) {
   const { x, y, width, height } = box;
@@ -49,12 +60,8 @@ function paintPicture(context, picture, layers, box, ratio) {
   context.globalAlpha = overlay.opacity;
   context.drawImage(tint, x, y, width, height);
   context.globalAlpha = 1;
-  const [left, top, right, bottom] = picture.visible_box;
-  const outside = new Path2D();
-  outside.rect(x, y, width, height);
-  outside.rect(x + left * width, y + top * height, (right - left) * width, (bottom - top) * height);
-  context.fillStyle = 'rgb(0 0 0 / 60%)';  // Pixels that are not part of the model's input.
-  context.fill(outside, 'evenodd');
+  if (layers.region) showRegion(context, layers.region, box, ratio);
+  else dimOutside(context, picture.visible_box, box);
   if (overlay.outlines) strokePath(context, outline, box, ratio, '#00E5FF');
   if (overlay.truth && layers.truth) {
     strokePath(context, layers.truth, box, ratio, '#FFFFFF', [5, 4]);
