@@ -12,8 +12,9 @@ import time
 import urllib.error
 import urllib.request
 
+import numpy as np
 import page_layout
-from PIL import Image
+from PIL import Image, ImageDraw
 import pytest
 
 from uadjax import create_model
@@ -768,3 +769,91 @@ def test_tab_reaches_every_control_with_a_visible_focus(scored_page):
       page.evaluate(CHECK_FOCUS)
     assert page.locator(f'{within} [data-focused=no]').count() == 0
     assert page.locator(f'{within} [data-focused=invisible]').count() == 0
+
+
+def saved_region(page):
+  """Return the mask of a region that was drawn, and the name of its file."""
+  with page.expect_download() as waiting:
+    page.click('#region-save')
+  mask = np.asarray(Image.open(waiting.value.path()).convert('L')) > 127
+  return mask, waiting.value.suggested_filename
+
+
+def test_a_region_is_drawn_and_saved_in_pixels_of_the_image(scored_page, results, expect):
+  page = scored_page()
+  page.locator('#tiles button').first.click()
+  name = page.inner_text('#zoom-name')
+  page.click('#draw-region')
+  expect(page.locator('#region-save')).to_be_disabled()
+  box = page.locator('#region-canvas').bounding_box()
+  h, w = results[name].size
+
+  def at(x, y):
+    return box['x'] + x * box['width'], box['y'] + y * box['height']
+
+  def drag(start, end):
+    page.mouse.move(*at(*start))
+    page.mouse.down()
+    page.mouse.move(*at(*end), steps=3)
+    page.mouse.up()
+
+  def drawn(*polygons):
+    picture = Image.new('L', (8 * w, 8 * h))
+    for polygon in polygons:
+      ImageDraw.Draw(picture).polygon([(8 * w * x, 8 * h * y) for x, y in polygon], fill=255)
+    return np.asarray(picture.resize((w, h), Image.Resampling.BOX)) > 127
+
+  def assert_saved(*polygons):
+    mask, file = saved_region(page)
+    assert file == f'{Path(name).stem}_roi.png'
+    assert mask.shape == (h, w)
+    # Rounding of the pointer's position moves an edge by less than a pixel.
+    assert (mask != drawn(*polygons)).sum() <= 0.02 * mask.size
+
+  rectangle = (0.1, 0.2), (0.5, 0.2), (0.5, 0.6), (0.1, 0.6)
+  triangle = (0.4, 0.4), (0.9, 0.5), (0.6, 0.9)
+  drag(rectangle[0], rectangle[2])
+  assert_saved(rectangle)
+  page.select_option('#region-tool', 'polygon')
+  for corner in (*triangle, triangle[0]):  # The first one again ends it.
+    page.mouse.click(*at(*corner))
+  assert_saved(rectangle, triangle)
+  page.mouse.click(*at(0.05, 0.05))
+  page.click('#region-undo')  # The corner of a polygon that is not complete.
+  assert_saved(rectangle, triangle)
+  page.click('#region-undo')
+  assert_saved(rectangle)
+  page.click('#region-clear')
+  expect(page.locator('#region-save')).to_be_disabled()
+  page.click('#region-close')
+  expect(page.locator('#region')).to_be_hidden()
+  expect(page.locator('#zoom')).to_be_visible()
+
+
+def test_a_model_with_a_region_shows_it(browser, served, trained, tmp_path, expect):
+  mask = np.zeros((60, 60), bool)
+  mask[:, :40] = True
+  Image.fromarray(mask).save(tmp_path / 'roi.png')
+  directory = trained('padim', f'--config.data.roi={tmp_path}/roi.png') / 'model'
+  Image.new('RGB', (60, 60), 'white').save(tmp_path / 'white.png')
+  with served(apps.build_app(options.Settings({'disc': directory}, batch=1))) as url:
+    (description,) = json.load(urllib.request.urlopen(f'{url}/models'))['result']['models']
+    region = Image.open(io.BytesIO(base64.b64decode(description['region'])))
+    np.testing.assert_array_equal(np.asarray(region), mask)
+    page = browser.new_page()
+    page.goto(url)
+    page.wait_for_selector('#model-choice:not([hidden])', timeout=60000)
+    page.set_input_files('#files-input', tmp_path / 'white.png')
+    expect(page.locator('#progress-text')).to_have_text('1 of 1 scored')
+    page.fill('#opacity', '0')
+    page.uncheck('#outlines')
+    changed(page, '#tiles canvas', '')
+    inside, outside = page.evaluate("""() => {
+      const canvas = document.querySelector('#tiles canvas');
+      const { width, height } = canvas;
+      const row = canvas.getContext('2d').getImageData(0, height >> 1, width, 1).data;
+      return [0.3, 0.85].map((share) => row[4 * Math.floor(share * width)]);
+    }""")
+    assert inside == 255
+    assert outside == pytest.approx(0.4 * 255, abs=2)
+    page.close()

@@ -193,9 +193,11 @@ def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
 
   @app.get('/models', responses=schema.MODELS_RESPONSES)
   async def list_models(request: Request) -> Response:
-    """List name, readiness and thresholds of each model; the first is the default."""
+    """List name, readiness, thresholds and others of each model; the first is the default."""
     service.require_open()
-    descriptions = [model.describe() for model in service.models.values()]
+    descriptions = [
+      {**model.describe(), 'region': model.encode_region()} for model in service.models.values()
+    ]
     result = {'models': descriptions, 'limits': service.settings.request_limits()}
     return responses.envelope(request.state.log_id, result=result)
 

@@ -1,8 +1,10 @@
 """Models of the service: opening, warm-up, and batchers."""
 
+import base64
 from pathlib import Path
 from typing import NamedTuple
 
+from uadjax.data.region_of_interest import RegionOfInterest
 from uadjax.distributed import mesh
 from uadjax.inference import pipelines
 from uadjax.inference.predictor import Predictor
@@ -11,6 +13,7 @@ from uadjax.serve.settings import Settings
 from uadjax.system import progress
 
 _MAX_ACCELERATOR_BATCH = 8
+_MAX_REGION_SIDE = 1024  # Of the picture of a region of interest, in pixels.
 
 
 class ServedModel(NamedTuple):
@@ -41,6 +44,16 @@ class ServedModel(NamedTuple):
       'thresholds': responses.thresholds_in_camel_case(model.thresholds),
       'preprocessing': str(model.ops),
     }
+
+  def encode_region(self) -> str | None:
+    """Return the region of interest as a PNG in base64, reduced if it is large; None for none."""
+    region = self.predictor.model.ops.region
+    if region is None:
+      return None
+    h, w = region.mask.shape
+    scale = min(1.0, _MAX_REGION_SIDE / max(h, w))
+    reduced = RegionOfInterest(region.resized(max(1, round(scale * h)), max(1, round(scale * w))))
+    return base64.b64encode(reduced.to_png()).decode()
 
 
 def open_model(name: str, directory: Path, settings: Settings) -> ServedModel:

@@ -152,7 +152,8 @@ async function paintTile(item) {
     if (canvas.width !== width) canvas.width = width;
     if (canvas.height !== height) canvas.height = height;
     if (result) updateOverlay(result, maps[i], item, name);
-    paint(canvas, ratio, { bitmap, tint: result?.tint, outline: result?.outline });
+    paint(canvas, ratio, { bitmap, tint: result?.tint, outline: result?.outline,
+      region: result && models.get(name).region });
   });
 }
 

@@ -7,6 +7,8 @@ import { find, make } from './elements.js';
 import { removeItem, startGrid } from './grid.js';
 import { startGrouping } from './grouping.js';
 import { startPanels } from './panel.js';
+import { readRegion } from './picture.js';
+import { startDrawing } from './region.js';
 import { listModels, scoreImage, token } from './service.js';
 import { countLabels, emit, isDone, items, labelsOf, models, on, selectedModels, selectModels,
   setModels, summarize, tabulate } from './state.js';
@@ -181,7 +183,11 @@ function startModelChoice() {
 async function loadModels() {
   for (;;) {
     try {
-      setModels(await listModels(showNotice));
+      const descriptions = await listModels(showNotice);
+      for (const description of descriptions) {
+        description.region &&= await readRegion(description.region);
+      }
+      setModels(descriptions);
       showNotice('');
       break;
     } catch (error) {
@@ -197,6 +203,7 @@ startPanels();
 startGrouping();
 startGrid(enlarge);
 startZoom();
+startDrawing();
 startUpload(add);
 on('items', showProgress);
 on('thresholds', (isFinal) => isFinal && items.length && announce(describeCounts()));

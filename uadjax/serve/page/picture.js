@@ -1,6 +1,7 @@
 // An image with its anomaly map, and the outlines and boxes of anomalous regions.
 
-import { strokePath } from './elements.js';
+import { contour } from './contour.js';
+import { showRegion, strokePath } from './elements.js';
 import { readMap } from './heatmap.js';
 import { overlay } from './state.js';
 
@@ -26,6 +27,15 @@ export async function readResultMap({ heatmap, low, high }, maxSide) {
   const map = readMap(bitmap, low, high);
   bitmap.close();
   return map;
+}
+
+// Returns the white part of a PNG in base64, a region of interest, as a path over the unit square.
+export async function readRegion(png) {
+  const bytes = Uint8Array.from(atob(png), (letter) => letter.charCodeAt(0));
+  const bitmap = await createImageBitmap(new Blob([bytes], { type: 'image/png' }));
+  const path = contour(readMap(bitmap, 0, 1), 0.5);
+  bitmap.close();
+  return path;
 }
 
 // Finds the 8-connected regions above a threshold, the highest peak first. Coordinates are pixels
@@ -67,8 +77,9 @@ export function findRegions({ values, width, height }, threshold, [imageHeight, 
 }
 
 // Paints a canvas. `ratio` is device pixels per CSS pixel; line widths are in CSS pixels.
-export function paint(canvas, ratio, { bitmap, tint, outline, boxes = [] }) {
+export function paint(canvas, ratio, { bitmap, tint, region, outline, boxes = [] }) {
   const { width, height } = canvas;
+  const box = { x: 0, y: 0, width, height };
   const context = canvas.getContext('2d');
   context.clearRect(0, 0, width, height);
   context.imageSmoothingQuality = 'high';
@@ -80,9 +91,8 @@ export function paint(canvas, ratio, { bitmap, tint, outline, boxes = [] }) {
     context.drawImage(tint, 0, 0, width, height);
     context.globalAlpha = 1;
   }
-  if (outline && overlay.outlines) {
-    strokePath(context, outline, { x: 0, y: 0, width, height }, ratio, '#00E5FF');
-  }
+  if (region) showRegion(context, region, box, ratio);
+  if (outline && overlay.outlines) strokePath(context, outline, box, ratio, '#00E5FF');
   drawBoxes(context, boxes, ratio);
 }
 

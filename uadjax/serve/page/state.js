@@ -6,7 +6,7 @@ import { changeThresholds, labelImage, regionThreshold } from './thresholds.js';
 
 export const THRESHOLD_KEYS = ['imageThreshold', 'reviewThreshold', 'pixelThreshold'];
 
-export const models = new Map();  // By name: { name, directory, calibrated, thresholds }.
+export const models = new Map();  // By name: { name, directory, calibrated, thresholds, region }.
 export const selectedModels = [];  // Name of the model, or of the two models being compared.
 export const items = [];  // { name, file, part, results and errors by model }.
 export const overlay = { opacity: OPACITY, outlines: true };
@@ -18,12 +18,13 @@ export const on = (topic, callback) =>
   bus.addEventListener(topic, ({ detail }) => callback(detail));
 export const emit = (topic, detail) => bus.dispatchEvent(new CustomEvent(topic, { detail }));
 
+// `region` is the outline of the region of interest; null for a model that inspects whole images.
 export function setModels(descriptions) {
-  for (const { name, directory, thresholds } of descriptions) {
+  for (const { name, directory, thresholds, region } of descriptions) {
     // JSON has no infinity: null is a threshold that no value exceeds.
     const calibrated = Object.fromEntries(
       THRESHOLD_KEYS.map((key) => [key, thresholds[key] ?? Infinity]));
-    models.set(name, { name, directory, calibrated, thresholds: { ...calibrated } });
+    models.set(name, { name, directory, calibrated, thresholds: { ...calibrated }, region });
   }
   selectedModels.splice(0, 2, descriptions[0].name);
 }

@@ -5,6 +5,7 @@ import { configure, find, formatNumber, make, makeBadge } from './elements.js';
 import { updateOverlay, visibleItems } from './grid.js';
 import { makeControl } from './panel.js';
 import { decodeImage, findRegions, paint, readResultMap } from './picture.js';
+import { openDrawing } from './region.js';
 import { emit, isScored, labelOf, models, on, overlay, regionThresholdOf, selectedModels }
   from './state.js';
 
@@ -136,7 +137,7 @@ function listRegions({ details, list, regions, result }) {
 }
 
 function paintViews() {
-  for (const { canvas, holder, tint, outline, result, regions } of views) {
+  for (const { name, canvas, holder, tint, outline, result, regions } of views) {
     const [imageHeight, imageWidth] = result?.size ?? [bitmap?.height ?? 1, bitmap?.width ?? 1];
     const ratio = window.devicePixelRatio;
     const scale = Math.min(holder.clientWidth / imageWidth, holder.clientHeight / imageHeight);
@@ -146,6 +147,7 @@ function paintViews() {
     [canvas.style.width, canvas.style.height] = [`${width}px`, `${height}px`];
     const boxes = find('boxes').checked && result ? regions.slice(0, MAX_REGIONS) : [];
     paint(canvas, ratio, { bitmap, tint, outline: result && outline,
+      region: result && models.get(name).region,
       boxes: boxes.map(({ box: [left, top, right, bottom], peak }) => ({
         box: [left / imageWidth, top / imageHeight, right / imageWidth, bottom / imageHeight],
         name: formatPadded(peak, 3),
@@ -181,6 +183,10 @@ export function startZoom() {
     item = null;
   });
   find('boxes').addEventListener('change', paintViews);
+  find('draw-region').addEventListener('click', () => {
+    const [{ size }] = item.results.values();
+    openDrawing(item.name, item.file, size);
+  });
   find('tools').addEventListener('input', () => {
     overlay.opacity = find('opacity').value / 100;
     overlay.outlines = find('outlines').checked;
