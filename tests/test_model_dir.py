@@ -202,3 +202,12 @@ def test_a_model_of_another_format_is_refused_with_a_way_to_fit_again(directory,
   path.write_text(json.dumps({**json.loads(path.read_text()), 'format': 6}))
   with pytest.raises(ModelError, match=r'format 6.* reads format 7 only.*uadjax fit DATASET'):
     model_dir.load(directory)
+
+
+def test_a_model_that_is_older_than_a_setting_has_its_default(directory, config):
+  manifest = json.loads((directory / 'manifest.json').read_text())
+  assert config.detector.opening == 0
+  del manifest['config']['detector']['opening'], manifest['config']['data']['range']
+  digest = model_dir.hash_settings(manifest['config'])
+  _change_manifest(directory, config=manifest['config'], config_sha256=digest)
+  assert model_dir.read_info(directory).config.detector == config.detector

@@ -142,8 +142,9 @@ class Manifest(NamedTuple):
       path, key = directory / _MANIFEST_FILE, 'model_name'
       message = f'{key} in {path} must be {title!r}, the name of config.detector, got {name!r}.'
       raise ModelError(message, key=key, value=name, allowed=title, hint=manifests.HINT)
+    # Of the settings as they are stored: a later version may have further ones.
     region_sha256 = manifest.get('region_sha256', '')
-    if hash_settings(configs.to_plain_dict(config), region_sha256) != manifest['config_sha256']:
+    if hash_settings(manifest['config'], region_sha256) != manifest['config_sha256']:
       sections = 'config.data, config.backbone or config.detector'
       problem = f'{sections} in {directory / _MANIFEST_FILE} differs from the settings of the fit'
       message = f'{problem}: config_sha256 is of other values.'
@@ -260,7 +261,7 @@ def save_manifest(
 
 def hash_settings(config: Mapping[str, Any], region_sha256: str = '') -> str:
   """Return the SHA-256 of the settings and the region on which the scores of a model depend."""
-  pixels = [config['data'][name] for name in ('ops', 'bits', 'range')]
+  pixels = [config['data'].get(name) for name in ('ops', 'bits', 'range')]
   values = [pixels, config['backbone'], config['detector'], *filter(None, [region_sha256])]
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
