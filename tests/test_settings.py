@@ -28,6 +28,7 @@ WRONG_TEXTS = {
   'detector.image_score': ('train', 'top:2', {}),
   'fit.resume': ('train', 'latest', {}),
   'fit.extend': ('train', '/nowhere', {}),
+  'fit.augment': ('train', 'rotate(1)', {}),
   'calibrate.labeled': ('train', '/nowhere', {'calibrate.method': 'f1'}),
   'check.convert.output': (
     'check_dataset', '/', {'check.convert.enable': True, 'check.convert.src_dataset_type': 'COCO'},
@@ -49,6 +50,7 @@ WRONG_TEXTS = {
 CONTRADICTIONS = [
   ('stfpm', 'fit.held_out', 'train', {'fit.held_out': 0}),
   ('stfpm', 'fit.extend', 'train', {'fit.extend': 'model'}),
+  ('stfpm', 'fit.augment', 'train', {'fit.augment': 'rotate(8)'}),
   ('padim', 'fit.steps', 'train', {'fit.steps': 3}),
   ('padim', 'fit.resume', 'train', {'fit.resume': 'latest'}),
   ('padim', 'detector.channels', 'train', {'detector.channels': 10_000}),

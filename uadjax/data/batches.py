@@ -65,18 +65,30 @@ def train_batches(
 
 
 def eval_batches(
-  records: Sequence[Record], cache: ImageCache, batch_size: int, host: tuple[int, int] = (0, 1)
+  records: Sequence[Record],
+  cache: ImageCache,
+  batch_size: int,
+  host: tuple[int, int] = (0, 1),
+  with_copies: bool = False,
 ) -> Generator[Batch, None, None]:
   """Generate batches that contain every tile once and in order; `Batch.index` is its position.
 
   The last batch is padded with rows that are marked as not valid, so that all hosts get the same
   number of batches of the same shape.
 
+  Args:
+    records: the images.
+    cache: reads the images, or has them in memory.
+    batch_size: size of the global batch.
+    host: as for `train_batches`.
+    with_copies: whether the tiles of the augmented copies of an image follow its own.
+
   Raises:
     DataError: there are no records; or, while iterating, an image cannot be read.
     ConfigError: the batch size is not a positive multiple of the number of processes.
   """
-  tf, tiles = tensorflow.import_tensorflow(), cache.list_tiles(record.path for record in records)
+  tf = tensorflow.import_tensorflow()
+  tiles = cache.list_tiles((record.path for record in records), with_copies)
   n = len(tiles)
 
   def index_or_padding(position: Tensor) -> Tensor:

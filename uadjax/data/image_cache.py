@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 import contextlib
+import itertools
 from pathlib import Path
 import threading
 from typing import NamedTuple
@@ -9,7 +10,9 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
-from uadjax.data import image_io, inputs, near_duplicates, region_of_interest, transforms
+from uadjax.data import (
+  augment, image_io, inputs, near_duplicates, region_of_interest, transforms
+)  # fmt: skip
 from uadjax.data.image_io import DecodedImage
 from uadjax.data.image_statistics import ImageStatistics
 from uadjax.data.inputs import LoadedImage
@@ -41,18 +44,26 @@ class ImageCache:
   Attributes:
     ops: operations from an original to its scaled image and tiles.
     pixel_range: values of black and white in images of more than 8 bits.
+    augmentation: ops that make augmented copies of the images.
     images: the images in memory.
   """
 
-  def __init__(self, ops: transforms.Ops, max_bytes: int, pixel_range: PixelRange = FULL_RANGE):
+  def __init__(
+    self,
+    ops: transforms.Ops,
+    max_bytes: int,
+    pixel_range: PixelRange = FULL_RANGE,
+    augmentation: augment.Augmentation = augment.NONE,
+  ):
     """Create an empty cache for `max_bytes` of pixels."""
-    self.ops, self.pixel_range = ops, pixel_range
+    self.ops, self.pixel_range, self.augmentation = ops, pixel_range, augmentation
     self.images: dict[Path, LoadedImage] = {}
     self._properties: dict[Path, ImageProperties] = {}
     self._free_bytes = max_bytes
-    self._recent: dict[Path, UInt8[np.ndarray, 'h w 3']] = {}
+    # By path and number of the copy; those that were used last are at the end.
+    self._recent: dict[tuple[Path, int], UInt8[np.ndarray, 'h w 3']] = {}
     # Threads that ask for tiles of one image wait for the first to decode it.
-    self._decoding = threading.Lock() if ops.is_tiled else contextlib.nullcontext()
+    self._decoding = threading.RLock() if ops.is_tiled else contextlib.nullcontext()
 
   def add(self, path: Path, image: DecodedImage) -> None:
     """Add the image of a file that has been decoded to its original size."""
@@ -68,16 +79,13 @@ class ImageCache:
     if loaded_image := self.images.get(path):
       return loaded_image.require_pixels()
     with self._decoding:
-      if path in self._recent:
-        return self._recent[path]
+      if (pixels := self._recall(path, 0)) is not None:
+        return pixels
       source = inputs.Source(str(path), path)
       loaded_image = inputs.load(source, self.ops, pixel_range=self.pixel_range)
       pixels = loaded_image.require_pixels()
       self._add(path, loaded_image)
-      if self.ops.is_tiled:
-        self._recent[path] = pixels
-        if len(self._recent) > _MAX_RECENT:
-          del self._recent[next(iter(self._recent))]
+      self._remember(path, 0, pixels)
     return pixels
 
   def load_tile(self, tile: Tile) -> UInt8[np.ndarray, 'h w 3']:
@@ -86,7 +94,7 @@ class ImageCache:
     Raises:
       DataError: the image cannot be read.
     """
-    image = self.load(tile.path)
+    image = self._load_copy(tile.path, tile.copy) if tile.copy else self.load(tile.path)
     return image[self.ops.tile_grid(image.shape[:2]).window(tile.number)]
 
   def tile_grid(self, path: Path) -> TileGrid:
@@ -103,13 +111,22 @@ class ImageCache:
       return self.ops.tile_grid(loaded_image.require_pixels().shape[:2])
     return self.ops.tile_grid(self.ops.scaled_size(*image_io.image_size(path)))
 
-  def list_tiles(self, paths: Iterable[Path]) -> list[Tile]:
+  def list_tiles(self, paths: Iterable[Path], with_copies: bool = False) -> list[Tile]:
     """Return the tiles of images in order.
+
+    Args:
+      paths: the images.
+      with_copies: whether the tiles of the augmented copies of an image follow its own.
 
     Raises:
       DataError: the header of an image cannot be read.
     """
-    return [Tile(path, i) for path in paths for i in range(self.tile_grid(path).num_tiles)]
+    copies = range(1 + self.augmentation.num_copies if with_copies else 1)
+    return [
+      Tile(path, number, copy)
+      for path in paths
+      for copy, number in itertools.product(copies, range(self.tile_grid(path).num_tiles))
+    ]
 
   def inspected_pixels(self, path: Path) -> Bool[np.ndarray, 'height width'] | None:
     """Return which pixels of a scaled image that is tiled are inspected; None for all.
@@ -153,6 +170,28 @@ class ImageCache:
     """
     source = inputs.Source(str(path), pixels)
     self.images[path] = LoadedImage(source, source, pixels.shape[:2], pixels)
+
+  def _load_copy(self, path: Path, number: int) -> UInt8[np.ndarray, 'height width 3']:
+    """Return an augmented copy of an image, whose tiles are mostly loaded one after another."""
+    with self._decoding:
+      pixels = self._recall(path, number)
+      if pixels is None:
+        pixels = self.augmentation.make_copy(self.load(path), number)
+        self._remember(path, number, pixels)
+    return pixels
+
+  def _recall(self, path: Path, copy: int) -> UInt8[np.ndarray, 'height width 3'] | None:
+    pixels = self._recent.pop((path, copy), None)
+    if pixels is not None:
+      self._recent[path, copy] = pixels
+    return pixels
+
+  def _remember(self, path: Path, copy: int, pixels: UInt8[np.ndarray, 'height width 3']) -> None:
+    if self.ops.is_tiled:
+      self._recent[path, copy] = pixels
+      # The image that copies are made of is another one.
+      if len(self._recent) > _MAX_RECENT + (self.augmentation.num_copies > 0):
+        del self._recent[next(iter(self._recent))]
 
   def _add(self, path: Path, loaded_image: LoadedImage) -> None:
     pixels = loaded_image.require_pixels()

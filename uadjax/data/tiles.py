@@ -16,15 +16,17 @@ import numpy as np
 
 
 class Tile(NamedTuple):
-  """One tile of an image.
+  """One tile of an image or of an augmented copy of it.
 
   Attributes:
     path: file of the image, or its name in an `ImageCache`.
     number: position among the tiles of the image.
+    copy: 0 for a tile of the image itself, else the number of its augmented copy.
   """
 
   path: Path
   number: int = 0
+  copy: int = 0
 
 
 class TileGrid(NamedTuple):

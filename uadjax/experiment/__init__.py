@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from uadjax import config as configs, data
-from uadjax.data import checks, pixel_range, prepare, transforms
+from uadjax.data import augment, checks, pixel_range, prepare, transforms
 from uadjax.data.checks import unused_files
 from uadjax.data.image_cache import ImageCache
 from uadjax.data.records import Record
@@ -81,7 +81,8 @@ def _train(config: Settings, workdir: Path) -> Result:
     progress.announce(evaluate_run.CHECK)
     dataset = _decide_bits(config, listed.train)
     ops = _load_ops(config, dataset)
-    cache = ImageCache(ops, config.fit.cache_bytes, dataset.pixel_range)
+    augmentation = augment.parse(config.fit.augment, config.seed)
+    cache = ImageCache(ops, config.fit.cache_bytes, dataset.pixel_range, augmentation)
     splits = prepare.checked_splits(dataset, config.check.enforce, min_images, cache.add, ops)
     check_s = time.perf_counter() - start
     evaluate_run.check_parts(config, splits.test)

@@ -22,7 +22,7 @@ _ARGUMENTS = {**errors.OTHER_KEYS, 'device': 'device', 'fit.extend': 'extend'}
 # overwrite.
 _INHERITED = (
   'backbone.', 'calibrate.', 'data.bits', 'data.mask', 'data.ops', 'data.range', 'data.roi',
-  'detector.', 'fit.batch_size', 'seed',
+  'detector.', 'fit.augment', 'fit.batch_size', 'seed',
 )  # fmt: skip
 
 
@@ -57,8 +57,8 @@ def fit_model(
     device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'.
     extend: model directory of the model to extend, such as runs/bolts/model. The new run takes over
       its detector, backbone, `data.ops`, `data.bits`, `data.range`, region of interest,
-      `data.mask`, calibration, batch size and seed.
-      Overrides may change the last four; the others must stay the same.
+      `fit.augment`, `data.mask`, calibration, batch size and seed. Overrides may change the last
+      four, except the seed of a model with augmented copies; the others must stay the same.
     overrides: values by dotted configuration key, such as {'fit.overwrite': True}.
     tune_process: whether to change this process, for good, so that a CPU fits faster. Every core
       becomes a JAX device, if JAX has not computed anything yet: on two cores, features then take

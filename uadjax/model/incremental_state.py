@@ -28,7 +28,8 @@ class LearnedImages(NamedTuple):
   """Images that a model has learned from, over all runs in the order of learning.
 
   Attributes:
-    num_tiles: number of tiles of each image; 1 for one that is not tiled.
+    num_tiles: number of tiles of each image, those of its augmented copies included; 1 for an image
+      that is neither tiled nor augmented.
     tile_ids: unique id of each tile, image by image; the folds of the images follow from it.
     groups: position of the first near-duplicate of each image; its own if it is the first.
     fingerprints: fingerprint of each image, by which `near_duplicates` recognizes it.

@@ -3,7 +3,8 @@
 The table assigns images to folds. It also chooses the images that are scored for calibration, and
 those that are stored for later runs.
 
-Folds are of images, ids of their tiles. An image that is not tiled counts as one tile.
+Folds are of images, ids of their tiles. An image that is not tiled counts as one tile. The tiles of
+the augmented copies of an image count as tiles of the image.
 
 Letters: n images, t tiles of all images, m scored images, k values of a fingerprint, l other
 numbers of images.
@@ -28,7 +29,7 @@ class ImageTable(NamedTuple):
   Attributes:
     records: record of each image; None for images of earlier runs that are not stored. The path of
       a stored image of an earlier run is its name in the image cache.
-    num_tiles: number of tiles of each image.
+    num_tiles: number of tiles of each image, those of its augmented copies included.
     tile_ids: unique id of each tile, image by image; its fold is id % num_folds.
     groups: position of the first near-duplicate of each image; its own if it is the first.
     fingerprints: fingerprint of each image, by which near-duplicates are recognized.
@@ -99,7 +100,7 @@ def build(
     groups = np.concatenate([previous.groups, num_previous + groups])
     groups = near_duplicates.join_groups(groups, fingerprints, export_keys, num_previous)
   all_records = (*old_records, *records)
-  new_num_tiles = [cache.tile_grid(record.path).num_tiles for record in records]
+  new_num_tiles = [len(cache.list_tiles([record.path], with_copies=True)) for record in records]
   num_tiles = np.concatenate([previous.num_tiles, np.array(new_num_tiles, np.int64)])
   tile_ids = assign_tile_ids(groups, num_tiles, num_folds, previous.tile_ids)
   folds = _first_ids(tile_ids, num_tiles) % num_folds

@@ -4,7 +4,9 @@ Each image is scored by a model that has learned neither from it nor from its ne
 
 - With several folds (PatchCore), the model lacks the fold of the image.
 - With a single fold (PaDiM), the image is left out in closed form. For an image with
-  near-duplicates, its whole group is removed from the model.
+  near-duplicates, several tiles or augmented copies, all of them are removed from the model.
+
+Augmented copies are not scored.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +62,8 @@ def score(
   """
   table = run.image_table
   records, is_old = table.records_at(table.scored_rows), table.scored_rows < table.num_previous
-  num_tiles = np.bincount(table.scored_folds, table.num_tiles[table.scored_rows], minlength=1)
+  tile_counts = [run.cache.tile_grid(record.path).num_tiles for record in records]
+  num_tiles = np.bincount(table.scored_folds, tile_counts, minlength=1)
   batch_size = _even_batch_size(int(num_tiles.max()), batch_size)
   scored_rows = _score_rows(run, extractor, embeddings, records, batch_size)
   # Only the scores of a single model take the time that those of the final model will take.
@@ -116,8 +119,8 @@ def _held_out_models(
   """Yield models that together score all images of `run.image_table.scored_rows`."""
   images, functions = run.image_table, run.leave_one_out
   groups, folds = images.groups[images.scored_rows], images.scored_folds
-  # With a single fold, the closed form leaves out a single tile, but not the others of its image
-  # and of its near-duplicates.
+  # With a single fold, the closed form leaves out a single tile, but not the others of its image,
+  # nor those of its augmented copies and of its near-duplicates.
   num_tiles_by_group = np.bincount(images.groups, images.num_tiles)
   is_grouped = (num_tiles_by_group[groups] > 1) & (functions.num_folds == 1)
   score_held_out, specs = jax.jit(functions.score), run.detector.sharding_specs
@@ -161,17 +164,21 @@ def embed(
   records: Sequence[Record],
   batch_size: int,
 ) -> Iterator[HostEmbeddings]:
-  """Yield the embeddings of images, tile by tile in batches; compute those that are not stored."""
+  """Yield the embeddings of images and of their augmented copies, tile by tile in batches.
+
+  Those that are not stored are computed.
+  """
   batch_size += -batch_size % run.mesh.size
   for chunk in _chunk_records(run, records, batch_size):
-    tiles = run.cache.list_tiles(record.path for record in chunk)
+    tiles = run.cache.list_tiles((record.path for record in chunk), with_copies=True)
     stored = embeddings.get(tiles)
     if stored is not None:
       yield stored
       continue
     process = processes.index_and_count()
     start = 0
-    for batch in batch_streams.eval_batches(chunk, run.cache, batch_size, process):
+    batches = batch_streams.eval_batches(chunk, run.cache, batch_size, process, with_copies=True)
+    for batch in batches:
       features = jax.jit(run.leave_one_out.embed)(extractor, meshes.shard_batch(run.mesh, batch))
       yield meshes.to_host(run.mesh, features)[: len(tiles) - start]
       start += batch_size
@@ -183,7 +190,7 @@ def _chunk_records(
   """Group images so that each group has at most so many tiles, or a single image."""
   chunk, num_tiles = [], 0
   for record in records:
-    added_tiles = run.cache.tile_grid(record.path).num_tiles
+    added_tiles = len(run.cache.list_tiles([record.path], with_copies=True))
     if chunk and num_tiles + added_tiles > max_tiles:
       yield chunk
       chunk, num_tiles = [], 0

@@ -3,8 +3,8 @@
 The module `leave_one_out` scores the images for calibration. A later run can extend the saved state
 with further images.
 
-A detector learns from each tile of an image as from an image; one that is not tiled counts as one
-tile.
+A detector learns from each tile of an image and of its augmented copies, as from an image. One that
+is not tiled counts as one tile.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -79,8 +79,8 @@ class OnePassRun(NamedTuple):
   state_dir: Path
 
   def tiles(self) -> list[Tile]:
-    """Return the tiles of all records, in order."""
-    return self.cache.list_tiles(record.path for record in self.records)
+    """Return the tiles to learn from, in order: those of all records and of their copies."""
+    return self.cache.list_tiles((record.path for record in self.records), with_copies=True)
 
   @property
   def state_mesh(self) -> meshes.Mesh:
@@ -199,7 +199,9 @@ def _learn(
 
   with contextlib.ExitStack() as stack:
     process = processes.index_and_count()
-    image_batches = batch_streams.eval_batches(run.records, run.cache, micro_size, process)
+    image_batches = batch_streams.eval_batches(
+      run.records, run.cache, micro_size, process, with_copies=True
+    )
     stack.callback(image_batches.close)
     executor = stack.enter_context(futures.ThreadPoolExecutor(1))
     update, finalize = _compile_ahead(run, state, extractor, batch_size, executor)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from uadjax import config as configs, detectors, errors
 from uadjax.backbones.settings import BackboneSettings
 from uadjax.config import field
+from uadjax.data import augment
 from uadjax.data.settings import CheckSettings, DataSettings
 from uadjax.detectors.settings import DetectorSettings
 from uadjax.distributed.settings import HostSettings, MeshSettings
@@ -47,6 +48,9 @@ class FitSettings:
   resume: str = field('', 'latest, best, or the step of a checkpoint to continue from.')
   overwrite: bool = field(False, 'Whether to replace an existing run.')
   extend: str = field('', 'Model directory of PaDiM or PatchCore to extend with further images.')
+  augment: str = field(
+    '', 'Ops that make augmented copies of good images, separated by |.', check=augment.parse
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

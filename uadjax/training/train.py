@@ -32,7 +32,7 @@ OnFitted = Callable[[Detector, PyTree], None]
 
 # Settings that a run must share with the run that it extends.
 _FIXED_ON_EXTEND = (
-  'detector.', 'backbone.name', 'data.ops', 'data.bits', 'data.range', 'data.roi',
+  'detector.', 'backbone.name', 'data.ops', 'data.bits', 'data.range', 'data.roi', 'fit.augment',
 )  # fmt: skip
 _MIN_IMAGES = 3  # Without the held-out image, two remain, as a variance needs.
 # Titles of the steps, with `one_pass.CORESET`.
@@ -102,6 +102,9 @@ def validate(config: Settings) -> None:
     if fit.extend:
       hint = 'Resume training with ', Setting('fit.resume', 'latest'), '.'
       refuse('fit.extend', fit.extend, 'Only PaDiM and PatchCore can be extended.', *hint)
+    if fit.augment:
+      message = 'Only PaDiM and PatchCore learn from augmented copies.'
+      refuse('fit.augment', fit.augment, message, 'Omit ', Setting('fit.augment'), '.', allowed='')
     return
   hint = 'To learn from further images, set ', Setting('fit.extend'), ' to a model directory.'
   for name, default in {'steps': None, 'epochs': 1, 'held_out': 0, 'resume': ''}.items():
@@ -192,8 +195,8 @@ def _train_one_pass(
   variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
   if previous_info:
     _require_same_weights(weights, previous_info.weights)
-  earlier = f', after {previous.num_images} in earlier runs' if previous.num_images else ''
-  _log_start(config, f'{len(records)} good images for training{earlier}', records, weights, mesh)
+  images = _describe_images(len(records), cache.augmentation.num_copies, previous.num_images)
+  _log_start(config, images, records, weights, mesh)
   # Keep model and state until they are replaced, because this run may extend them.
   workdirs.prepare(workdir, config, keep=('model', 'state'))
   functions, incremental = detector.leave_one_out, detector.incremental
@@ -250,7 +253,10 @@ def _fit_and_calibrate(
   # With several processes, each has the embeddings of its share of a batch only: none are stored.
   max_bytes = 0 if processes.is_multiprocess() else config.fit.cache_bytes
   stored_records = run.image_table.records_at(image_table.rows_to_store(run.image_table))
-  stored_tiles = run.cache.list_tiles(record.path for record in stored_records)
+  # Copies are embedded again only to be removed from a model.
+  stored_tiles = run.cache.list_tiles(
+    (record.path for record in stored_records), run.leave_one_out.remove is not None
+  )
   embeddings = EmbeddingStore(stored_tiles, max_bytes)
   progress.announce(FIT)
   fit = one_pass.fit_one_pass(run, config.fit.batch_size, config.fit.log_every, embeddings)
@@ -303,7 +309,7 @@ def _build_one_pass(
   cache: ImageCache,
   mesh: meshes.Mesh,
 ) -> tuple[backbones.Backbone, Detector]:
-  num_tiles = len(cache.list_tiles(record.path for record in records))
+  num_tiles = len(cache.list_tiles((record.path for record in records), with_copies=True))
   num_distinct = len(record_types.distinct(records))
   if len(previous.num_tiles) + num_distinct < _MIN_IMAGES:
     requirement = f'Leave-one-out calibration needs at least {_MIN_IMAGES} distinct good images'
@@ -317,6 +323,12 @@ def _build_one_pass(
     inspected_share=cache.inspected_share(records[0].path),
   )  # fmt: skip
   return model_dir.build_detector(config, context)
+
+
+def _describe_images(num_images: int, num_copies: int, num_previous: int) -> str:
+  copies = f', augmented copies of each: {num_copies}' if num_copies else ''
+  earlier = f', after {num_previous} in earlier runs' if num_previous else ''
+  return f'{num_images} good images for training{copies}{earlier}'
 
 
 def _log_start(
@@ -374,11 +386,16 @@ def _require_same_settings(config: Settings, previous_info: model_dir.ModelInfo)
   settings, previous_settings = (
     configs.flatten(configs.to_plain_dict(c)) for c in (config, previous_info.config)
   )
+  previous_run = configs.flatten(model_dir.read_settings(previous_info.directory))
+  previous_settings['fit.augment'] = previous_run.get('fit.augment', '')
+  previous_settings['seed'] = previous_run.get('seed')
+  # Copies of earlier images are made again, to remove these images from a model.
+  fixed = (*_FIXED_ON_EXTEND, 'seed') if config.fit.augment else _FIXED_ON_EXTEND
   # Compare the name first: for another detector, messages about its options would be misleading.
   for key in ('detector.name', *settings):
     value, previous = settings[key], previous_settings.get(key)
     is_decided_later = (key, value) == ('data.bits', AUTO)  # As that of the previous model.
-    if key.startswith(_FIXED_ON_EXTEND) and previous != value and not is_decided_later:
+    if key.startswith(fixed) and previous != value and not is_decided_later:
       model = f'the model to extend, {config.fit.extend}'
       message = f'{key} is {value!r}, but {model}, has {previous!r}.'
       refuse(key, value, message, 'Pass ', Setting(key, previous), '.', allowed=(previous,))
