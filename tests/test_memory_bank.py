@@ -323,11 +323,12 @@ def test_a_bank_without_a_fold_has_no_row_of_it_and_covers_the_others(dim):
   sized, x = plan(23, ratio=0.1, dim=dim), embeddings(23, 3)
   coresets = stood(sized, x)
   for out in (0, 3, 4):
-    rows = leave_out.coreset_without_fold(coresets, sized, out, sized.coreset_size)
+    patches = leave_out.coreset_without_fold(coresets, sized, out, sized.coreset_size)
+    rows = patches.embeddings
     assert len(rows) == sized.coreset_size
     others = x[np.arange(23) % sized.num_folds != out]
-    patches = {patch.tobytes() for patch in others.reshape(-1, D)}
-    assert all(row.tobytes() in patches for row in np.asarray(rows)), out
+    other_patches = {patch.tobytes() for patch in others.reshape(-1, D)}
+    assert all(row.tobytes() in other_patches for row in np.asarray(rows)), out
     if not dim:
       at_once = slow_select(others, rows[0], len(rows))
       assert farthest(others, rows) <= 2 * farthest(others, at_once), out
@@ -335,8 +336,9 @@ def test_a_bank_without_a_fold_has_no_row_of_it_and_covers_the_others(dim):
 
 def test_where_fewer_stand_in_than_asked_for_all_are_taken():
   sized, x = plan(3, ratio=1.0), embeddings(3)
-  rows = leave_out.coreset_without_fold(stood(sized, x), sized, 1, 3 * PATCHES)
-  assert sorted(np.asarray(rows).tolist()) == sorted(x[[0, 2]].reshape(-1, D).tolist())
+  patches = leave_out.coreset_without_fold(stood(sized, x), sized, 1, 3 * PATCHES)
+  rows = np.asarray(patches.embeddings)
+  assert sorted(rows.tolist()) == sorted(x[[0, 2]].reshape(-1, D).tolist())
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def test_the_first_of_more_equal_rows_than_candidates_is_the_nearest():
 def test_equal_distances_are_ordered_by_row_however_they_were_nominated():
   bank = jnp.array([[1.0], [-1.0], [3.0]])
   candidates = jnp.array([[2, 1, 0]], jnp.int32)
-  got = neighbors._sort_candidates(jnp.zeros((1, 1)), bank, candidates, 3)
+  got = neighbors.sort_candidates(jnp.zeros((1, 1)), bank, candidates, 3)
   np.testing.assert_array_equal(got.row, [[0, 1, 2]])
 
 

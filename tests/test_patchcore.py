@@ -482,6 +482,99 @@ def test_the_approximate_search_is_exact_on_a_cpu_and_its_recall_is_stated(
   np.testing.assert_allclose(got.image, want.image, rtol=1e-5)
 
 
+# Windows of positions.
+
+
+@pytest.fixture(scope='module')
+def windowed():
+  return make(window=1, image_score='max')
+
+
+def positions_of(fitted):
+  return np.asarray(fitted.memory_bank.position)
+
+
+def assert_rows_are_at_their_positions(fitted, x):
+  """Each row is the patch of some image at the position that it names; positions ascend."""
+  position = positions_of(fitted)
+  assert (np.diff(position) >= 0).all()
+  patches = x.reshape(len(x), -1, x.shape[-1])
+  for row, place in zip(rows_of(fitted), position, strict=True):
+    assert (patches[:, place] == row).all(axis=1).any()
+
+
+def slow_windowed_map(x, fitted, radius):
+  rows, (i, j) = rows_of(fitted).astype(np.float64), np.divmod(positions_of(fitted), GRID)
+  distance = np.zeros(x.shape[:2])
+  for y, z in np.ndindex(distance.shape):
+    away = np.maximum(np.abs(i - y), np.abs(j - z))
+    is_near = away <= max(radius, away.min())
+    distance[y, z] = np.linalg.norm(rows[is_near] - x[y, z].astype(np.float64), axis=1).min()
+  anomaly = slow_resize(distance[..., None], SIZE, SIZE)[..., 0]
+  return ndimage.gaussian_filter(anomaly, 4, mode='reflect', truncate=4)
+
+
+def assert_windowed_scores(got, xs, fitted, radius=1):
+  for k, x in enumerate(xs):
+    anomaly = slow_windowed_map(x, fitted, radius)
+    np.testing.assert_allclose(got.map[k], anomaly, rtol=1e-4)
+    assert got.image[k] == pytest.approx(anomaly.max(), rel=1e-4)
+
+
+def test_patches_are_compared_with_rows_from_their_window(windowed, state, embeddings, variables):
+  fitted = windowed.finalize(state)
+  assert_rows_are_at_their_positions(fitted, embeddings)
+  pixels = images(3, seed=9)
+  xs = np.asarray(jax.jit(windowed.leave_one_out.embed)(variables, batch(3, seed=9)))
+  got = jax.jit(windowed.score)(fitted, pixels)
+  assert_windowed_scores(got, xs, fitted)
+  exported = jax.jit(windowed.export_score_fn(fitted))(pixels)
+  np.testing.assert_allclose(exported.map, got.map, rtol=1e-4)
+  np.testing.assert_allclose(exported.image, got.image, rtol=1e-4)
+  everywhere = jax.jit(make(image_score='max').score)(fitted_to(variables, rows_of(fitted)), pixels)
+  assert (got.map > everywhere.map * 1.01).any()
+
+
+def test_a_held_out_image_is_compared_with_its_window_of_the_others(
+  windowed, state_arrays, calibration_coresets, variables, embeddings
+):
+  model = windowed.leave_one_out.leave_fold_out(variables, state_arrays | calibration_coresets, 2)
+  assert_rows_are_at_their_positions(model, np.delete(embeddings, 2, axis=0))
+  got = jax.jit(windowed.leave_one_out.score)(model, embedded(embeddings[2][None]))
+  assert_windowed_scores(got, embeddings[2][None], model)
+
+
+def test_positions_are_those_of_all_images_after_an_extension(embeddings, variables, state_arrays):
+  """And with ids of images beyond 2^31 patches, which wrap around."""
+  further = make(count=6, num_previous=6, window=1)
+  new = np.flip(embeddings, axis=2) + np.float32(0.5)
+  first = 3 * 2**31 // GRID**2 + 5
+  learned = learn(further, variables, [embedded(new, first=first)], state_arrays)
+  fitted = further.finalize(learned)
+  assert (np.asarray(learned.memory_bank.patches.image_id) >= first).any()
+  assert_rows_are_at_their_positions(fitted, np.concatenate([embeddings, new]))
+
+
+def test_a_windowed_bank_on_several_devices_scores_the_same(windowed, state):
+  fitted, pixels = windowed.finalize(state), images(8, seed=3)
+  single = jax.jit(windowed.score)(fitted, pixels)
+  mesh = meshes.make_mesh('cpu', 4, 0)
+  options = PatchcoreSettings(ratio=0.1, window=1, image_score='max')
+  context = RunContext(SIZE, SIZE, 6, shards=meshes.shards(mesh))
+  sharded = patchcore.make(BACKBONE, context, options)
+  specs = sharded.sharding_specs
+  on_mesh = meshes.put_on_mesh(mesh, specs.pad_to_shards(fitted), specs.fitted)
+  got = jax.jit(sharded.score)(on_mesh, meshes.shard_batch(mesh, pixels))
+  np.testing.assert_allclose(got.map, single.map, rtol=1e-5)
+  np.testing.assert_allclose(got.image, single.image, rtol=1e-5)
+
+
+def test_an_approximate_search_within_a_window_is_refused():
+  with pytest.raises(ConfigError, match=r'Omit detector\.approx') as caught:
+    make(window=1, approx=True)
+  assert caught.value.key == 'detector.approx'
+
+
 @pytest.mark.parametrize(
   ('options', 'message'),
   [

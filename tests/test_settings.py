@@ -54,6 +54,8 @@ CONTRADICTIONS = [
   ('padim', 'fit.steps', 'train', {'fit.steps': 3}),
   ('padim', 'fit.resume', 'train', {'fit.resume': 'latest'}),
   ('padim', 'detector.channels', 'train', {'detector.channels': 10_000}),
+  ('patchcore', 'detector.window', 'train', {'detector.window': 1, 'data.ops': 'tile(64, 8)'}),
+  ('patchcore', 'detector.approx', 'train', {'detector.window': 1, 'detector.approx': True}),
   ('padim', 'mesh.data', 'train', {'mesh.data': 0}),
   ('padim', 'backbone.weights', 'train', {'backbone.name': 'resnet34'}),
   ('padim', 'check.split.enable', 'train', {'check.split.enable': True}),

@@ -67,6 +67,12 @@ class PatchcoreSettings:
   # The paper averages to 1024 for wider backbones.
   channels: int = field(0, 'Number of channels to average embeddings to; 0 for all.', minimum=0)
   max_bytes: int = field(2 << 30, 'Limit of the bank on each device.', unit='bytes', minimum=1)
+  window: int = field(
+    0,
+    'Rows and columns by which the rows of the bank may be away from a patch; 0 for any number.',
+    unit='cells of the patch grid',
+    minimum=0,
+  )
   approx: bool = field(False, 'Whether accelerators may miss the nearest row of a few patches.')
 
 

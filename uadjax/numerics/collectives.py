@@ -55,6 +55,17 @@ def all_min(x: Array, axis_name: str | None) -> Array:
   return x if axis_name is None else jax.lax.all_gather(x, axis_name).min()
 
 
+def scatter_min(x: Float[Array, 'n ...'], axis_name: str | None) -> Float[Array, '_n ...']:
+  """Return this shard's slice, along the first axis, of the elementwise minimum over all shards.
+
+  The size of the first axis must be a multiple of the number of shards.
+  """
+  if axis_name is None:
+    return x
+  x = jax.lax.all_to_all(x, axis_name, 0, 0, tiled=True)
+  return x.reshape(axis_size(axis_name), -1, *x.shape[1:]).min(axis=0)
+
+
 def local_slice(tree: Tree, axis_name: str | None) -> Tree:
   """Return this shard's part of leaves that are replicated: the inverse of `all_gather_tiled`.
 

@@ -25,7 +25,7 @@ from uadjax.numerics import collectives
 
 # Rounding of the product may swap the order of rows, so more than k candidates are selected.
 NUM_EXTRA_CANDIDATES = 3
-CHUNK = 32  # Minima of chunks of 32 rows are computed first, see `_smallest`.
+CHUNK = 32  # Minima of chunks of 32 rows are computed first, see `smallest`.
 # A larger table of differences (queries x candidates x dimensions) is computed per candidate.
 _MAX_TABLE_ELEMENTS = 2**20
 RECALL_TARGET = 0.95  # The approximate search aims at this recall on TPU.
@@ -118,7 +118,7 @@ def nearest(
   def search(query_block: Float[Array, 'p d'], rows_per_block: int) -> Neighbors:
     num_candidates = min(k + NUM_EXTRA_CANDIDATES, n)
     candidates = _find_candidates(query_block, index, num_candidates, approx, rows_per_block)
-    return _sort_candidates(query_block, index.rows, candidates, min(k, n))
+    return sort_candidates(query_block, index.rows, candidates, min(k, n))
 
   queries -= index.center[None]
   if not isinstance(q, int):
@@ -199,7 +199,11 @@ def nearest_sharded(
   return Neighbors(distance[:, :k], row[:, :k])
 
 
-def nearest_for_export(queries: Float[Array, 'q d'], index: Index) -> Neighbors:
+def nearest_for_export(
+  queries: Float[Array, 'q d'],
+  index: Index,
+  exclude: Callable[[Array], Array] = lambda table: table,
+) -> Neighbors:
   """Find the nearest row with operations that other runtimes execute fast: no sort, top-k or loop.
 
   The row is an argmin of the matrix product, that is, a single candidate. It may differ from that
@@ -215,7 +219,7 @@ def nearest_for_export(queries: Float[Array, 'q d'], index: Index) -> Neighbors:
   table = jnp.matmul(queries, -2 * rows.T, precision=jax.lax.Precision.HIGHEST)
   # Runtimes compute minima several times as fast as an argmin, which reads only one chunk of each
   # query here.
-  chunks = (table + squared_norms[None]).reshape(-1, len(rows) // CHUNK, CHUNK)
+  chunks = exclude(table + squared_norms[None]).reshape(-1, len(rows) // CHUNK, CHUNK)
   chunk = jnp.argmin(chunks.min(axis=2), axis=1)
   entries = jnp.take_along_axis(chunks, chunk[:, None, None], axis=1)[:, 0]
   row = (chunk * CHUNK + jnp.argmin(entries, axis=1)).astype(jnp.int32)
@@ -260,7 +264,7 @@ def _find_candidates(
         table, num_smallest, 0, RECALL_TARGET, reduction_input_size_override=n
       )
       return values.T, positions.T
-    return _smallest(table, num_smallest)
+    return smallest(table, num_smallest)
 
   if rows_per_block == n:
     return smallest_in_block(index.rows, index.squared_norms, num_candidates)[1]
@@ -274,18 +278,28 @@ def _find_candidates(
     is_repeated = start + jnp.arange(rows_per_block) < i * rows_per_block
     squared_norms = jnp.where(is_repeated, jnp.inf, squared_norms)
     values, positions = smallest_in_block(rows, squared_norms, num_per_block)
-    values = jnp.concatenate([best[0], values], axis=1)
-    positions = jnp.concatenate([best[1], positions + start], axis=1)
-    # Of equal values top_k takes the first, which belong to rows at lower positions.
-    negated_values, order = jax.lax.top_k(-values, num_candidates)
-    return -negated_values, jnp.take_along_axis(positions, order, axis=1)
+    return merge_smallest(best, (values, positions + start))
 
   shape = (queries.shape[0], num_candidates)
   initial = jnp.full(shape, jnp.inf), jnp.zeros(shape, jnp.int32)
   return jax.lax.fori_loop(0, -(-n // rows_per_block), merge_block, initial)[1]
 
 
-def _smallest(
+def merge_smallest(
+  best: tuple[Float[Array, 'q c'], Int32[Array, 'q c']],
+  further: tuple[Float[Array, 'q _m'], Int32[Array, 'q _m']],
+) -> tuple[Float[Array, 'q c'], Int32[Array, 'q c']]:
+  """Return the smallest of the best values of each query and of further ones, with their rows.
+
+  The further values belong to rows at higher positions.
+  """
+  values, positions = (jnp.concatenate(pair, axis=1) for pair in zip(best, further, strict=True))
+  # Of equal values top_k takes the first, which belong to rows at lower positions.
+  negated_values, order = jax.lax.top_k(-values, best[0].shape[1])
+  return -negated_values, jnp.take_along_axis(positions, order, axis=1)
+
+
+def smallest(
   table: Float[Array, 'n q'], num_smallest: int
 ) -> tuple[Float[Array, 'q c'], Int32[Array, 'q c']]:
   """Return the smallest entries of every column, and their rows; ties go to the first rows.
@@ -312,7 +326,7 @@ def _smallest(
   return -values, jnp.take_along_axis(rows, order, axis=1)
 
 
-def _sort_candidates(
+def sort_candidates(
   queries: Float[Array, 'q d'], rows: Float[Array, 'n d'], candidates: Int32[Array, 'q c'], k: int
 ) -> Neighbors:
   """Return the k nearest candidates, by distances computed directly from the differences.

@@ -11,7 +11,7 @@ import numpy as np
 
 from uadjax import backbones, config as configs, detectors
 from uadjax.backbones import weights as pretrained_weights
-from uadjax.data import records as record_types
+from uadjax.data import records as record_types, transforms
 from uadjax.data.image_cache import ImageCache
 from uadjax.data.image_statistics import StatisticsRange
 from uadjax.data.pixel_range import AUTO
@@ -106,6 +106,7 @@ def validate(config: Settings) -> None:
       message = 'Only PaDiM and PatchCore learn from augmented copies.'
       refuse('fit.augment', fit.augment, message, 'Omit ', Setting('fit.augment'), '.', allowed='')
     return
+  _require_whole_images(config)
   hint = 'To learn from further images, set ', Setting('fit.extend'), ' to a model directory.'
   for name, default in {'steps': None, 'epochs': 1, 'held_out': 0, 'resume': ''}.items():
     if (value := getattr(fit, name)) != default:
@@ -399,6 +400,15 @@ def _require_same_settings(config: Settings, previous_info: model_dir.ModelInfo)
       model = f'the model to extend, {config.fit.extend}'
       message = f'{key} is {value!r}, but {model}, has {previous!r}.'
       refuse(key, value, message, 'Pass ', Setting(key, previous), '.', allowed=(previous,))
+
+
+def _require_whole_images(config: Settings) -> None:
+  """Refuse positions within a window where a detector sees tiles, whose position it cannot know."""
+  window = getattr(config.detector, 'window', 0)  # PatchCore has it.
+  if window and transforms.parse(config.data.ops).is_tiled:
+    message = 'detector.window compares positions in an image, but data.ops cuts it into tiles.'
+    hint = 'Omit ', Setting('detector.window'), ', or tile(...) from ', Setting('data.ops'), '.'
+    refuse('detector.window', window, message, *hint, allowed=0)
 
 
 def _require_same_weights(

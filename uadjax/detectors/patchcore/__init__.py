@@ -3,6 +3,9 @@
 Roth et al. 2021, 'Towards Total Recall in Industrial Anomaly Detection', arXiv 2106.08265, sections
 3.1 (patch embeddings), 3.2 (coreset of the memory bank) and 3.3 (scoring).
 
+With `window`, a patch is compared only with patches of nearby positions (Zhang et al. 2026, 'Is
+Training Necessary for Anomaly Detection?', arXiv 2601.22763); see `windowed_neighbors`.
+
 The image score is not that of equation 7. The mean of the largest values of the anomaly map finds
 more defects at equal false alarms (experiments/README.md, "Which image score finds the most
 defects?").
@@ -27,8 +30,10 @@ from uadjax.detectors.base import Embeddings, HostEmbeddings, Images, Statistics
 from uadjax.detectors.patchcore import capacity, leave_out, memory_bank as banks, selection
 from uadjax.detectors.settings import PatchcoreSettings
 from uadjax.errors import refuse, Setting
-from uadjax.numerics import neighbors as knn, resampling
+from uadjax.numerics import neighbors as knn, resampling, windowed_neighbors
 from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
+
+Distances = Float[Array, 'b h w']  # Of patches to the memory bank.
 
 _CORESET_PREFIX = 'calibration_'  # Prefix of the names of the calibration coresets' arrays.
 # A bank without a fold has this share of the final bank's rows. With all of them it would be
@@ -78,12 +83,12 @@ class Fitted(NamedTuple):
   """Parameters for scoring: the backbone, and the coreset with its search index."""
 
   backbone: Variables
-  memory_bank: knn.Index
+  memory_bank: knn.Index | windowed_neighbors.Index
 
 
 _STATE_SPECS = State._make((P(), P(), banks.BANK_SPECS))
-_FITTED_SPECS = Fitted._make((P(), knn.INDEX_SPECS))
 _BANK_LEAVES = ('memory_bank/rows', 'memory_bank/squared_norms')
+_WINDOW_BANK_LEAVES = (*_BANK_LEAVES, 'memory_bank/position')
 
 
 def make(
@@ -92,8 +97,13 @@ def make(
   """Build the PatchCore detector.
 
   Raises:
-    ConfigError: `max_bytes` is too small, or so is the region of interest.
+    ConfigError: `max_bytes` is too small, so is the region of interest, or settings exclude each
+      other.
   """
+  if options.window and options.approx:
+    message = 'detector.approx does not apply to a search within detector.window, which is exact.'
+    hint = 'Omit ', Setting('detector.approx'), '.'
+    refuse('detector.approx', True, message, *hint, allowed=False)
   shapes = base.stage_shapes(backbone, context.height, context.width)
   (h, w, _), d = shapes[0], sum(shape[2] for shape in shapes)
   d = min(d, options.channels or d)
@@ -107,7 +117,8 @@ def make(
   def bind(function: Callable) -> Callable:
     return functools.partial(function, config)
 
-  specs = base.ShardingSpecs(_STATE_SPECS, _FITTED_SPECS, _FITTED_SPECS, bind(pad_to_shards))
+  fitted_specs = Fitted._make((P(), _index_specs(config)))
+  specs = base.ShardingSpecs(_STATE_SPECS, fitted_specs, fitted_specs, bind(pad_to_shards))
   # A bank that is compacted has lost patches, that of a region lacks the others; of a sharded one,
   # devices hold parts.
   is_complete = patches is None and not context.has_blanks and not bank.needs_compaction
@@ -123,13 +134,13 @@ def make(
   return base.Detector(
     bind(init),
     bind(update),
-    finalize,
+    bind(finalize),
     bind(score),
     leave_one_out=leave_one_out,
     incremental=incremental,
     sharding_specs=specs if context.shards.num_shards > 1 else None,
     export_score_fn=bind(export_score_fn),
-    bank_leaves=_BANK_LEAVES,
+    bank_leaves=_WINDOW_BANK_LEAVES if options.window else _BANK_LEAVES,
     image_score=options.image_score,
   )
 
@@ -211,15 +222,31 @@ def _select_patches(config: Config, x: Embeddings) -> Float[Array, 'b _h _w d']:
   return x.reshape(len(x), 1, -1, x.shape[-1])[:, :, config.patches]
 
 
-def finalize(state: State | FinalState) -> Fitted:
+def finalize(config: Config, state: State | FinalState) -> Fitted:
   """Return the search index of the bank's rows."""
-  return Fitted(state.extractor, knn.build_index(state.memory_bank.patches.embeddings))
+  return _make_fitted(config, state.extractor, state.memory_bank.patches)
+
+
+def _make_fitted(config: Config, variables: Variables, patches: selection.Patches) -> Fitted:
+  if not config.options.window:
+    return Fitted(variables, knn.build_index(patches.embeddings))
+  # Both ids wrap around alike beyond 2^31 patches, so the difference is exact.
+  position = patches.patch_id - patches.image_id * config.bank.patches_per_image
+  if config.patches is not None:  # Ids count the cells of the region of interest only.
+    position = jnp.asarray(config.patches)[position]
+  return Fitted(variables, windowed_neighbors.build_index(patches.embeddings, position))
+
+
+def _index_specs(config: Config) -> knn.Index | windowed_neighbors.Index:
+  return windowed_neighbors.INDEX_SPECS if config.options.window else knn.INDEX_SPECS
 
 
 def pad_to_shards(config: Config, fitted: Fitted) -> Fitted:
   """Pad the memory bank to equal shards, with rows that are never the nearest."""
-  num_shards = config.bank.shards.num_shards
-  return fitted._replace(memory_bank=knn.pad_index(fitted.memory_bank, num_shards))
+  index, num_shards = fitted.memory_bank, config.bank.shards.num_shards
+  if isinstance(index, windowed_neighbors.Index):
+    return fitted._replace(memory_bank=windowed_neighbors.pad_index(index, num_shards))
+  return fitted._replace(memory_bank=knn.pad_index(index, num_shards))
 
 
 def score(config: Config, fitted: Fitted, images: Images) -> Scores:
@@ -237,33 +264,51 @@ def score_held_out(config: Config, model: Fitted, batch: Batch) -> Scores:
 
 def export_score_fn(config: Config, fitted: Fitted) -> Callable[[Images], Scores]:
   """Return `score` for a fixed memory bank, with a search that other runtimes execute fast."""
+  search = make_export_search(config, fitted)
 
   def score(images: Images) -> Scores:
     x = extract_features(config, fitted.backbone, images)
-    nearest = knn.nearest_for_export(x.reshape(-1, x.shape[-1]), fitted.memory_bank)
-    return _score_distances(config, x, nearest, images)
+    return score_distances(config, search(x), images)
 
   return score
 
 
+def make_export_search(config: Config, fitted: Fitted) -> Callable[[Embeddings], Distances]:
+  """Return a function from patch embeddings to their distances to a fixed memory bank."""
+  index, options = fitted.memory_bank, config.options
+  if isinstance(index, windowed_neighbors.Index):
+    return windowed_neighbors.make_export_search(index, config.grid, options.window)
+
+  def search(x: Embeddings) -> Distances:
+    nearest = knn.nearest_for_export(x.reshape(-1, x.shape[-1]), index)
+    return nearest.distance.reshape(x.shape[:-1])
+
+  return search
+
+
 def _score_embeddings(config: Config, fitted: Fitted, x: Embeddings, images: Images) -> Scores:
-  """Score patch embeddings of images, sharded by image, against a memory bank sharded by row."""
+  return score_distances(config, find_distances(config, fitted, x), images)
 
-  def score_shard(index: knn.Index, x: Array, images: Array, axis_name: str | None) -> Scores:
+
+def find_distances(config: Config, fitted: Fitted, x: Embeddings) -> Distances:
+  """Return the distances of patch embeddings, sharded by image, to a bank sharded by row."""
+
+  def search_shard(
+    index: knn.Index | windowed_neighbors.Index, x: Array, axis_name: str | None
+  ) -> Array:
+    options = config.options
+    if isinstance(index, windowed_neighbors.Index):
+      return windowed_neighbors.nearest_sharded(x, index, options.window, axis_name)
     queries = x.reshape(-1, x.shape[-1])
-    nearest = knn.nearest_sharded(queries, index, 1, config.options.approx, axis_name)
-    return _score_distances(config, x, nearest, images)
+    nearest = knn.nearest_sharded(queries, index, 1, options.approx, axis_name)
+    return nearest.distance.reshape(x.shape[:-1])
 
-  in_specs = knn.INDEX_SPECS, P('data'), P('data')
-  score = config.bank.shards.shard_map(score_shard, in_specs, P('data'))
-  return score(fitted.memory_bank, x, images)
+  in_specs = _index_specs(config), P('data')
+  return config.bank.shards.shard_map(search_shard, in_specs, P('data'))(fitted.memory_bank, x)
 
 
-def _score_distances(
-  config: Config, x: Embeddings, nearest: knn.Neighbors, images: Images
-) -> Scores:
-  """Score images, given the nearest row of the memory bank for each of their patches."""
-  distance = nearest.distance.reshape(x.shape[:-1])
+def score_distances(config: Config, distance: Distances, images: Images) -> Scores:
+  """Score images, given the distance of each patch to the memory bank."""
   image_size = config.context.height, config.context.width
   inspected = _find_pixels(config, images)
   return image_score.from_distances(distance, image_size, config.options.image_score, inspected)
@@ -285,13 +330,13 @@ def leave_fold_out(config: Config, variables: Variables, arrays: Arrays, fold: i
   """
   coresets, num_rows = selection.from_arrays(arrays, _CORESET_PREFIX), len(arrays['embeddings'])
   max_rows = math.ceil(_HELD_OUT_SHARE * num_rows)
-  rows = leave_out.coreset_without_fold(coresets, config.bank, fold, max_rows)
-  if not len(rows):
+  patches = leave_out.coreset_without_fold(coresets, config.bank, fold, max_rows)
+  if not len(patches.embeddings):
     ratio, max_bytes = config.options.ratio, Setting('detector.max_bytes')
     message = f'All {num_rows} rows of the memory bank are of fold {fold}, so none can score it.'
     hint = 'Raise ', Setting('detector.ratio'), f', which is {ratio}, or ', max_bytes, '.'
     refuse('detector.ratio', ratio, message, *hint)
-  return Fitted(variables, knn.build_index(rows))
+  return _make_fitted(config, variables, patches)
 
 
 def compact(config: Config, state: State, num_images: int) -> State:

@@ -6,7 +6,7 @@ not have. Therefore images are assigned to folds, a calibration coreset is selec
 of each fold, and the bank without a fold is selected anew from the coresets of all other folds
 (experiments/README.md).
 
-Letters: n rows, d embedding, f folds, s shards, m rows of a fold or of a bank.
+Letters: n rows, s shards, m rows of a fold.
 """
 
 import functools
@@ -15,7 +15,7 @@ import math
 import jax
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 import numpy as np
 
 from uadjax.detectors.patchcore import selection as selections
@@ -78,7 +78,7 @@ def select_calibration_coresets(
 
 def coreset_without_fold(
   coresets: Patches, config: BankConfig, fold: int, max_rows: int
-) -> Float[Array, 'm d']:
+) -> Patches:
   """Select the rows of a memory bank that has seen no image of one fold.
 
   Args:
@@ -88,14 +88,14 @@ def coreset_without_fold(
     max_rows: number of rows to select; all rows of the other folds if these are fewer.
 
   Returns:
-    Embeddings of the bank, replicated on all devices.
+    The rows of the bank, replicated on all devices.
   """
   patches, rows_per_shard = selections.scatter_evenly(coresets, config.shards)
   valid = selections.valid_mask(patches, jnp.asarray(rows_per_shard), config.shards)
   valid &= patches.image_id % config.num_folds != fold
   config = config._replace(progress=no_progress)
   selection = selections.k_center(jax.random.key(fold), patches, valid, config, max_rows)
-  return selections.take_selected(patches, selection, config.shards).embeddings
+  return selections.take_selected(patches, selection, config.shards)
 
 
 def _fold_ids(
