@@ -56,6 +56,8 @@ CONTRADICTIONS = [
   ('padim', 'detector.channels', 'train', {'detector.channels': 10_000}),
   ('patchcore', 'detector.window', 'train', {'detector.window': 1, 'data.ops': 'tile(64, 8)'}),
   ('patchcore', 'detector.approx', 'train', {'detector.window': 1, 'detector.approx': True}),
+  ('patchcore', 'detector.channels', 'train',
+   {'detector.channels': 9, 'detector.layers_apart': True}),
   ('padim', 'mesh.data', 'train', {'mesh.data': 0}),
   ('padim', 'backbone.weights', 'train', {'backbone.name': 'resnet34'}),
   ('padim', 'check.split.enable', 'train', {'check.split.enable': True}),

@@ -1,4 +1,4 @@
-"""Runs with settings for small defects: a window of positions."""
+"""Runs with settings for small defects: a window of positions, and memory banks by layer."""
 
 import shutil
 
@@ -11,9 +11,13 @@ from uadjax.export import exporter
 from uadjax.model import model_dir
 
 WINDOW = '--config.detector.window=1'
+LAYERS = '--config.detector.layers_apart=true'
 
 
-@pytest.fixture(scope='module', params=[(WINDOW,)])
+@pytest.fixture(
+  scope='module',
+  params=[(WINDOW,), (LAYERS,), pytest.param((WINDOW, LAYERS), marks=pytest.mark.slow)],
+)
 def flags(request):
   return request.param
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from uadjax import backbones
-from uadjax.detectors import padim, patchcore, settings as options, stfpm
+from uadjax.detectors import padim, patchcore_by_layer, settings as options, stfpm
 from uadjax.detectors.base import Detector, RunContext
 from uadjax.errors import UnknownName
 
@@ -23,7 +23,7 @@ class _Entry(NamedTuple):
 
 _DETECTORS = {
   'padim': _Entry('PaDiM', padim.make, options.PadimSettings, True),
-  'patchcore': _Entry('PatchCore', patchcore.make, options.PatchcoreSettings, True, True),
+  'patchcore': _Entry('PatchCore', patchcore_by_layer.make, options.PatchcoreSettings, True, True),
   'stfpm': _Entry('STFPM', stfpm.make, options.StfpmSettings, False),
 }
 

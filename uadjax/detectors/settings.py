@@ -60,6 +60,9 @@ class PatchcoreSettings:
   name: str = field('patchcore', _NAME_HELP)
   layers: tuple[str, ...] = field(('layer2', 'layer3'), _LAYERS_HELP)
   ratio: float = field(0.01, 'Share of all patches in the memory bank.', above=0, maximum=1)
+  layers_apart: bool = field(
+    False, 'Whether each layer has a memory bank of its own; their anomaly maps are averaged.'
+  )
   coreset_dim: int = field(
     0, 'Dimensions in which patches are selected; 0 for all, which is most accurate.', minimum=0
   )

@@ -94,7 +94,28 @@ _WINDOW_BANK_LEAVES = (*_BANK_LEAVES, 'memory_bank/position')
 def make(
   backbone: backbones.Backbone, context: base.RunContext, options: PatchcoreSettings
 ) -> base.Detector:
-  """Build the PatchCore detector.
+  """Build the PatchCore detector, with a single memory bank for all stages.
+
+  Raises:
+    ConfigError: see `configure`.
+  """
+  return from_config(configure(backbone, context, options))
+
+
+def configure(
+  backbone: backbones.Backbone,
+  context: base.RunContext,
+  options: PatchcoreSettings,
+  dims: tuple[int, ...] = (),
+) -> Config:
+  """Return the sizes of a PatchCore detector.
+
+  Args:
+    backbone: network whose stages are the features.
+    context: image size, number of images and shards of the run.
+    options: settings.
+    dims: numbers of channels of several banks that share the memory, for the sizes of the first;
+      none for a single bank of all channels.
 
   Raises:
     ConfigError: `max_bytes` is too small, so is the region of interest, or settings exclude each
@@ -105,24 +126,30 @@ def make(
     hint = 'Omit ', Setting('detector.approx'), '.'
     refuse('detector.approx', True, message, *hint, allowed=False)
   shapes = base.stage_shapes(backbone, context.height, context.width)
-  (h, w, _), d = shapes[0], sum(shape[2] for shape in shapes)
-  d = min(d, options.channels or d)
+  (h, w, _), num_channels = shapes[0], sum(shape[2] for shape in shapes)
+  d, *other_dims = dims or (min(num_channels, options.channels or num_channels),)
   patches, num_patches = None, h * w
   if context.inspected is not None:
     patches = np.flatnonzero(inspection.find_cells(context.inspected, h, w))
     num_patches = len(patches)
-  bank = capacity.configure_bank(d, num_patches, context, options)
-  config = Config(backbone, context, (h, w), patches, options, bank)
+  bank = capacity.configure_bank(d, num_patches, context, options, tuple(other_dims))
+  return Config(backbone, context, (h, w), patches, options, bank)
+
+
+def from_config(config: Config) -> base.Detector:
+  """Build the PatchCore detector of these sizes."""
 
   def bind(function: Callable) -> Callable:
     return functools.partial(function, config)
 
   fitted_specs = Fitted._make((P(), _index_specs(config)))
   specs = base.ShardingSpecs(_STATE_SPECS, fitted_specs, fitted_specs, bind(pad_to_shards))
+  bank, options = config.bank, config.options
+  is_sharded = bank.shards.num_shards > 1
   # A bank that is compacted has lost patches, that of a region lacks the others; of a sharded one,
   # devices hold parts.
-  is_complete = patches is None and not context.has_blanks and not bank.needs_compaction
-  holds_all = is_complete and context.shards.num_shards == 1
+  is_complete = config.patches is None and not config.context.has_blanks
+  holds_all = is_complete and not bank.needs_compaction and not is_sharded
   leave_one_out = base.LeaveOneOut(
     bank.num_folds, bind(embed), bind(leave_fold_out), bind(score_held_out), bind(select_coresets),
     learned_embeddings=bind(learned_embeddings) if holds_all else None,
@@ -138,7 +165,7 @@ def make(
     bind(score),
     leave_one_out=leave_one_out,
     incremental=incremental,
-    sharding_specs=specs if context.shards.num_shards > 1 else None,
+    sharding_specs=specs if is_sharded else None,
     export_score_fn=bind(export_score_fn),
     bank_leaves=_WINDOW_BANK_LEAVES if options.window else _BANK_LEAVES,
     image_score=options.image_score,
@@ -187,6 +214,12 @@ def embed(config: Config, variables: Variables, batch: Batch) -> Embeddings:
     return x
   cells = jnp.asarray(inspection.find_cells(inspected, *config.grid))
   return jnp.where(cells[..., None], x, jnp.nan)
+
+
+def embed_for_search(config: Config, variables: Variables, batch: Batch) -> Embeddings:
+  """Return what `embed` returns, but zeros for blank patches, whose distances do not count."""
+  x = embed(config, variables, batch)
+  return jnp.where(jnp.isnan(x), 0.0, x) if config.context.has_blanks else x
 
 
 def _find_pixels(config: Config, images: Images) -> inspection.Inspected | None:
@@ -257,8 +290,7 @@ def score(config: Config, fitted: Fitted, images: Images) -> Scores:
 
 def score_held_out(config: Config, model: Fitted, batch: Batch) -> Scores:
   """Score training images, all of one fold, against a memory bank without that fold."""
-  x = embed(config, model.backbone, batch)
-  x = jnp.where(jnp.isnan(x), 0.0, x) if config.context.has_blanks else x
+  x = embed_for_search(config, model.backbone, batch)
   return _score_embeddings(config, model, x, jnp.asarray(batch.image))
 
 

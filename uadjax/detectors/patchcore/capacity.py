@@ -54,7 +54,11 @@ class BankConfig(NamedTuple):
 
 
 def configure_bank(
-  d: int, patches_per_image: int, context: RunContext, options: PatchcoreSettings
+  d: int,
+  patches_per_image: int,
+  context: RunContext,
+  options: PatchcoreSettings,
+  other_dims: tuple[int, ...] = (),
 ) -> BankConfig:
   """Return the sizes of a memory bank for the images of a run and of those that it extends.
 
@@ -66,12 +70,13 @@ def configure_bank(
       the coreset takes at most half of it. To select in all dimensions is affordable here and more
       accurate than the paper's random projection to `coreset_dim` (experiments/README.md). Coresets
       for calibration are projected in either case (`leave_out`).
+    other_dims: numbers of channels of further banks of the same patches, which share the memory.
 
   Raises:
     ConfigError: `max_bytes` holds the patches of fewer than 4 images.
   """
   num_images, num_shards = context.max_images, context.shards.num_shards
-  max_rows = _max_rows(d, patches_per_image, options)
+  max_rows = _max_rows((d, *other_dims), patches_per_image, options)
   max_coreset_size = num_shards * (max_rows // 2)
 
   def coreset_size(num_images: int) -> int:
@@ -96,10 +101,10 @@ def configure_bank(
   )
 
 
-def _max_rows(d: int, patches_per_image: int, options: PatchcoreSettings) -> int:
-  """Return the number of rows that fit into `max_bytes`, at least the patches of 4 images."""
+def _max_rows(dims: tuple[int, ...], patches_per_image: int, options: PatchcoreSettings) -> int:
+  """Return the rows that fit into each bank within `max_bytes`, at least those of 4 images."""
   max_bytes, min_rows = options.max_bytes, 4 * patches_per_image
-  bytes_per_patch = coreset.bytes_per_point(d) + 4 * options.coreset_dim
+  bytes_per_patch = sum(coreset.bytes_per_point(d) + 4 * options.coreset_dim for d in dims)
   max_rows, min_bytes = max_bytes // bytes_per_patch, min_rows * bytes_per_patch
   if max_rows < min_rows:
     capacity = f'the patches of only {max_rows / patches_per_image:.1f} images'
