@@ -147,7 +147,7 @@ def estimate_bytes(config: settings.Settings) -> int:
   """Return the size of the distances of all images of a run."""
   ops = transforms.parse(config.data.ops)
   backbone = backbones.build(config.backbone.name, tuple(config.detector.layers))
-  h, w, _ = base.stage_shapes(backbone, base.RunContext(ops.height, ops.width))[0]
+  h, w, _ = base.stage_shapes(backbone, ops.height, ops.width)[0]
   num_images = sum(map(len, layouts.load(config.data.root, config.data.category)))
   return num_images * h * w * np.dtype(np.float32).itemsize
 

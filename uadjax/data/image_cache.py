@@ -11,7 +11,12 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
 from uadjax.data import (
-  augment, image_io, inputs, near_duplicates, region_of_interest, transforms
+  augment,
+  image_io,
+  inputs,
+  near_duplicates,
+  region_of_interest,
+  transforms,
 )  # fmt: skip
 from uadjax.data.image_io import DecodedImage
 from uadjax.data.image_statistics import ImageStatistics

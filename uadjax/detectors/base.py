@@ -9,9 +9,9 @@ Letters: b batch, H W image at network size, h w map of embeddings, d embedding.
 
 # ruff: noqa: D102  # The docstring of a protocol is that of its function.
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 import functools
-from typing import NamedTuple, Protocol
+from typing import cast, NamedTuple, Protocol
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -63,8 +63,6 @@ class RunContext(NamedTuple):
   inspected_share: float = 1.0
 
 
-# A run asks for the same shapes several times, and each time to trace the network takes 0.2 s.
-@functools.lru_cache(maxsize=8)
 def stage_shapes(
   backbone: backbones.Backbone, height: int, width: int
 ) -> tuple[tuple[int, int, int], ...]:
@@ -75,6 +73,13 @@ def stage_shapes(
     height: height of its input.
     width: width of its input.
   """
+  return _trace_stages(cast(Hashable, backbone), height, width)  # As all modules of Flax.
+
+
+# A run asks for the same shapes several times, and each time to trace the network takes 0.2 s.
+@functools.lru_cache(maxsize=8)
+def _trace_stages(module: Hashable, height: int, width: int) -> tuple[tuple[int, int, int], ...]:
+  backbone = cast(backbones.Backbone, module)
   image = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
   stages = jax.eval_shape(lambda x: backbone.init_with_output(jax.random.key(0), x)[0], image)
   return tuple(stages[name].shape[1:] for name in backbone.stages)
