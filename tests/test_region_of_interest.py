@@ -15,7 +15,7 @@ from uadjax import backbones, data
 from uadjax.data import image_statistics, inputs, region_of_interest, transforms
 from uadjax.data.region_of_interest import RegionOfInterest
 from uadjax.data.settings import DataSettings
-from uadjax.detectors import image_score, inspection, padim, patchcore, stfpm
+from uadjax.detectors import image_score, inspection, padim, patchcore, patchcore_by_layer, stfpm
 from uadjax.detectors.base import RunContext
 from uadjax.detectors.settings import PadimSettings, PatchcoreSettings, StfpmSettings
 from uadjax.errors import ConfigError, DataError
@@ -224,11 +224,15 @@ def context(inspected=INSPECTED):
   return RunContext(HEIGHT, WIDTH, NUM_IMAGES, learning_rate=lambda _: 0.1, inspected=inspected)
 
 
+def make_patchcore(inspected, **options):
+  options = PatchcoreSettings(ratio=1.0, **options)
+  return patchcore.make(BACKBONE, context(inspected), options)
+
+
 MAKE = {
   'padim': lambda inspected: padim.make(BACKBONE, context(inspected), PadimSettings(channels=6)),
-  'patchcore': lambda inspected: patchcore.make(
-    BACKBONE, context(inspected), PatchcoreSettings(ratio=1.0)
-  ),
+  'patchcore': make_patchcore,
+  'window': lambda inspected: make_patchcore(inspected, window=1),
   'stfpm': lambda inspected: stfpm.make(BACKBONE, context(inspected), StfpmSettings()),
 }
 
@@ -283,18 +287,18 @@ def test_pixels_that_no_inspected_cell_sees_change_no_score(learned, name):
   assert (whole[0] != whole[1]).any()
 
 
-@pytest.mark.parametrize('name', ['padim', 'patchcore'])
+@pytest.mark.parametrize('name', ['padim', 'patchcore', 'window'])
 def test_pixels_that_no_inspected_cell_sees_are_not_learned(learned, name):
   _, _, arrays = learned(name, batch())
   _, _, changed = learned(name, batch(outside=True))
   jax.tree.map(np.testing.assert_array_equal, arrays, changed)
 
 
-@pytest.mark.parametrize('name', ['padim', 'patchcore'])
+@pytest.mark.parametrize('name', ['padim', 'patchcore', 'window'])
 def test_held_out_scores_count_the_region_only(learned, variables, name):
   detector, _, arrays = learned(name, batch())
   functions, images = detector.leave_one_out, batch()
-  if name == 'patchcore':
+  if name != 'padim':
     state, _ = jax.jit(detector.update)(detector.init(jax.random.key(1), variables), images)
     arrays = {**arrays, **functions.select_coresets(state, {})}
   model = functions.leave_fold_out(variables, arrays, 0)
@@ -310,6 +314,36 @@ def test_the_bank_of_patchcore_has_the_patches_of_the_inspected_cells(learned, v
   inside = {row.tobytes() for row in x[:, slow_cells()].reshape(-1, x.shape[-1])}
   assert len(arrays['embeddings']) == NUM_IMAGES * slow_cells().sum()
   assert {row.tobytes() for row in arrays['embeddings']} == inside
+
+
+def test_a_window_counts_positions_in_the_whole_grid(learned, variables):
+  """The bank has the inspected cells only, of which each keeps its position."""
+  detector, fitted, _ = learned('window', batch())
+  config = detector.score.args[0]
+  embed = jax.jit(detector.leave_one_out.embed)
+  bank, x = (np.asarray(embed(variables, batch(seed)), np.float64) for seed in (0, 1))
+  found = patchcore.find_distances(config, fitted, jnp.asarray(x, jnp.float32))
+  positions = np.argwhere(slow_cells())
+  for i, j in positions:
+    near = positions[(abs(positions - (i, j)) <= 1).all(axis=1)]
+    rows = bank[:, near[:, 0], near[:, 1]].reshape(-1, bank.shape[-1])
+    for image in range(NUM_IMAGES):
+      nearest = np.linalg.norm(rows - x[image, i, j], axis=1).min()
+      assert found[image, i, j] == pytest.approx(nearest, rel=1e-4)
+
+
+def test_the_banks_of_all_layers_have_the_patches_of_the_inspected_cells():
+  backbone = backbones.build('resnet18', ('layer1', 'layer2'))
+  variables = jax.jit(backbone.init)(jax.random.key(7), jnp.zeros((1, HEIGHT, WIDTH, 3)))
+  options = PatchcoreSettings(ratio=1.0, layers_apart=True)
+  detector = patchcore_by_layer.make(backbone, context(), options)
+  state = learn(detector, variables, batch())
+  arrays = stored(detector.incremental.to_arrays(state))
+  for stage in backbone.stages:
+    assert len(arrays[f'{stage}_embeddings']) == NUM_IMAGES * slow_cells().sum()
+  scores = jax.jit(detector.score)(detector.finalize(state), batch(1).image)
+  assert (np.asarray(scores.map)[:, ~INSPECTED] == 0).all()
+  assert (np.asarray(scores.map)[:, INSPECTED].max(axis=1) > 0).all()
 
 
 def test_the_gaussians_of_padim_are_those_without_a_region(learned, variables):
