@@ -283,3 +283,14 @@ def test_stfpm_refuses_copies(drawn, tmp_path, capfd):
   flags = *small_runs.flags('stfpm', drawn), FLAG, f'--workdir={tmp_path / "x"}'
   assert small_runs.run(*flags) == 2
   assert 'Only PaDiM and PatchCore learn from augmented copies' in capfd.readouterr().err
+
+
+def test_a_region_of_interest_refuses_copies(drawn, tmp_path, capfd):
+  roi = tmp_path / 'roi.png'
+  Image.new('L', (8, 8), 255).save(roi)
+  flags = *small_runs.flags('padim', drawn), FLAG, f'--config.data.roi={roi}'
+  assert small_runs.run(*flags, f'--workdir={tmp_path / "x"}') == 2
+  error = capfd.readouterr().err
+  assert 'fit.augment' in error
+  assert 'data.roi' in error
+  assert not (tmp_path / 'x/model').exists()

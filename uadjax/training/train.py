@@ -107,6 +107,10 @@ def validate(config: Settings) -> None:
       refuse('fit.augment', fit.augment, message, 'Omit ', Setting('fit.augment'), '.', allowed='')
     return
   _require_whole_images(config)
+  if fit.augment and config.data.roi:
+    message = 'Augmented copies would move pixels from outside of data.roi into the region.'
+    hint = 'Omit ', Setting('fit.augment'), ' or ', Setting('data.roi'), '.'
+    refuse('fit.augment', fit.augment, message, *hint, allowed='')
   hint = 'To learn from further images, set ', Setting('fit.extend'), ' to a model directory.'
   for name, default in {'steps': None, 'epochs': 1, 'held_out': 0, 'resume': ''}.items():
     if (value := getattr(fit, name)) != default:
