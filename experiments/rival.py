@@ -85,8 +85,8 @@ class Case(NamedTuple):
 
   def settings(self) -> dict[str, str]:
     """Return the values of the rival's template fields."""
-    own = {'steps' if self.model == 'stfpm' else 'ratio': self.value} if self.value else {}
-    return {**_DEFAULTS, **own}
+    name = 'steps' if self.model == 'stfpm' else 'ratio'
+    return {**_DEFAULTS, **({name: self.value} if self.value else {})}
 
 
 def parse_cases(text: str) -> list[Case]:

@@ -394,7 +394,7 @@ def test_a_test_set_of_one_class_has_curves_but_null_metrics(trained, root, tmp_
   assert all(metrics[key] is None for key in METRICS if key.startswith('image'))
   # Defective images have good pixels, too.
   is_known = [metrics[key] is not None for key in METRICS if not key.startswith('image')]
-  assert is_known == [missing == 'good'] * 4
+  assert is_known == [missing == 'good'] * len(is_known)
   assert metrics['counts'][missing] == 0
   assert (metrics['at_threshold']['false_alarm_rate'] is None) == (missing == 'good')
   (row,) = table(tmp_path / 'disc.csv')

@@ -322,14 +322,14 @@ def test_a_window_counts_positions_in_the_whole_grid(learned, variables):
   config = detector.score.args[0]
   embed = jax.jit(detector.leave_one_out.embed)
   bank, x = (np.asarray(embed(variables, batch(seed)), np.float64) for seed in (0, 1))
-  found = patchcore.find_distances(config, fitted, jnp.asarray(x, jnp.float32))
+  distances = patchcore.find_distances(config, fitted, jnp.asarray(x, jnp.float32))
   positions = np.argwhere(slow_cells())
   for i, j in positions:
     near = positions[(abs(positions - (i, j)) <= 1).all(axis=1)]
     rows = bank[:, near[:, 0], near[:, 1]].reshape(-1, bank.shape[-1])
     for image in range(NUM_IMAGES):
       nearest = np.linalg.norm(rows - x[image, i, j], axis=1).min()
-      assert found[image, i, j] == pytest.approx(nearest, rel=1e-4)
+      assert distances[image, i, j] == pytest.approx(nearest, rel=1e-4)
 
 
 def test_the_banks_of_all_layers_have_the_patches_of_the_inspected_cells():
