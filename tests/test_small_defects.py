@@ -16,7 +16,11 @@ LAYERS = '--config.detector.layers_apart=true'
 
 @pytest.fixture(
   scope='module',
-  params=[(WINDOW,), (LAYERS,), pytest.param((WINDOW, LAYERS), marks=pytest.mark.slow)],
+  params=[
+    (WINDOW,),
+    pytest.param((LAYERS,), marks=pytest.mark.slow),
+    pytest.param((WINDOW, LAYERS), marks=pytest.mark.slow),
+  ],
 )
 def flags(request):
   return request.param
