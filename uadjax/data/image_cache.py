@@ -17,7 +17,7 @@ from uadjax.data import (
   near_duplicates,
   region_of_interest,
   transforms,
-)  # fmt: skip
+)
 from uadjax.data.image_io import DecodedImage
 from uadjax.data.image_statistics import ImageStatistics
 from uadjax.data.inputs import LoadedImage
@@ -132,6 +132,14 @@ class ImageCache:
       for path in paths
       for copy, number in itertools.product(copies, range(self.tile_grid(path).num_tiles))
     ]
+
+  def num_tiles_to_learn(self, path: Path) -> int:
+    """Return the number of tiles of an image and of its augmented copies.
+
+    Raises:
+      DataError: the header cannot be read.
+    """
+    return (1 + self.augmentation.num_copies) * self.tile_grid(path).num_tiles
 
   def inspected_pixels(self, path: Path) -> Bool[np.ndarray, 'height width'] | None:
     """Return which pixels of a scaled image that is tiled are inspected; None for all.

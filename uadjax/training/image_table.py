@@ -100,7 +100,7 @@ def build(
     groups = np.concatenate([previous.groups, num_previous + groups])
     groups = near_duplicates.join_groups(groups, fingerprints, export_keys, num_previous)
   all_records = (*old_records, *records)
-  new_num_tiles = [len(cache.list_tiles([record.path], with_copies=True)) for record in records]
+  new_num_tiles = [cache.num_tiles_to_learn(record.path) for record in records]
   num_tiles = np.concatenate([previous.num_tiles, np.array(new_num_tiles, np.int64)])
   tile_ids = assign_tile_ids(groups, num_tiles, num_folds, previous.tile_ids)
   folds = _first_ids(tile_ids, num_tiles) % num_folds

@@ -190,7 +190,7 @@ def _chunk_records(
   """Group images so that each group has at most so many tiles, or a single image."""
   chunk, num_tiles = [], 0
   for record in records:
-    added_tiles = len(run.cache.list_tiles([record.path], with_copies=True))
+    added_tiles = run.cache.num_tiles_to_learn(record.path)
     if chunk and num_tiles + added_tiles > max_tiles:
       yield chunk
       chunk, num_tiles = [], 0
