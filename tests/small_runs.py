@@ -3,6 +3,7 @@
 Two stages at 32x48 pixels, so that a run takes seconds; what is tested is the machinery.
 """
 
+from collections.abc import Iterable
 import csv
 import json
 from pathlib import Path
@@ -64,6 +65,15 @@ def flags(name: str, root: Path, category: str = 'disc') -> tuple[str, ...]:
   """Flags of a small run of a detector."""
   where = (f'--config.data.root={root}', f'--config.data.category={category}')
   return (f'--config={CONFIGS / name}.py', *SMALL, *DETECTOR_FLAGS[name], *where)
+
+
+def write_part(folder: Path, paths: Iterable[Path]) -> Path:
+  """Write copies of good images as a dataset, and return its folder."""
+  place = folder / 'disc' / 'train' / 'good'
+  place.mkdir(parents=True)
+  for path in paths:
+    (place / path.name).write_bytes(path.read_bytes())
+  return folder
 
 
 def result(workdir: Path, mode: str = 'train') -> dict[str, Any]:

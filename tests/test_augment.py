@@ -228,19 +228,13 @@ def test_scores_do_not_depend_on_batches_nor_devices(augmented, trained):
   np.testing.assert_allclose(got.scores, want.scores, rtol=1e-4)
 
 
-def write_part(folder, paths):
-  place = folder / 'disc' / 'train' / 'good'
-  place.mkdir(parents=True)
-  for path in paths:
-    (place / path.name).write_bytes(path.read_bytes())
-  return folder
-
-
 def test_an_image_is_calibrated_by_a_model_without_its_copies(augmented, tmp_path):
   """A model that learned all other images gives the same score."""
   scores = model_dir.load_calibration_scores(augmented('padim') / 'model')
   held_out = Path(scores.paths[4])
-  others = write_part(tmp_path, [path for path in map(Path, scores.paths) if path != held_out])
+  others = small_runs.write_part(
+    tmp_path, [path for path in map(Path, scores.paths) if path != held_out]
+  )
   flags = *small_runs.flags('padim', others), FLAG, small_runs.NO_EVALUATION
   assert small_runs.run(*flags, f'--workdir={tmp_path / "rest"}') == 0
   (result,) = pipelines.create_model(model_dir=tmp_path / 'rest' / 'model').predict(held_out)
@@ -249,7 +243,10 @@ def test_an_image_is_calibrated_by_a_model_without_its_copies(augmented, tmp_pat
 
 def test_a_model_with_copies_can_be_extended_after_its_files_are_gone(augmented, drawn, tmp_path):
   paths = sorted((drawn / 'disc' / 'train' / 'good').glob('*.png'))
-  first, second = write_part(tmp_path / 'a', paths[:7]), write_part(tmp_path / 'b', paths[7:])
+  first, second = (
+    small_runs.write_part(tmp_path / 'a', paths[:7]),
+    small_runs.write_part(tmp_path / 'b', paths[7:]),
+  )
   flags = *small_runs.flags('padim', first), FLAG, small_runs.NO_EVALUATION
   assert small_runs.run(*flags, f'--workdir={tmp_path / "1"}') == 0
   for path in first.rglob('*.png'):

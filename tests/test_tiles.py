@@ -175,12 +175,9 @@ def test_the_evaluation_has_the_scores_of_predict_and_thresholds_of_images(workd
 def test_an_image_is_calibrated_by_a_model_without_any_of_its_tiles(tiled, tmp_path):
   """A model that learned all other images gives the same score."""
   scores = model_dir.load_calibration_scores(tiled('padim') / 'model')
-  others = tmp_path / 'images'
-  (others / 'disc' / 'train' / 'good').mkdir(parents=True)
   held_out = Path(scores.paths[4])
-  for path in map(Path, scores.paths):
-    if path != held_out:
-      (others / 'disc' / 'train' / 'good' / path.name).symlink_to(path)
+  paths = [path for path in map(Path, scores.paths) if path != held_out]
+  others = small_runs.write_part(tmp_path / 'images', paths)
   flags = *small_runs.flags('padim', others), TILED, small_runs.NO_EVALUATION
   assert small_runs.run(*flags, f'--workdir={tmp_path / "rest"}') == 0
   (result,) = pipelines.create_model(model_dir=tmp_path / 'rest' / 'model').predict(held_out)
@@ -190,10 +187,7 @@ def test_an_image_is_calibrated_by_a_model_without_any_of_its_tiles(tiled, tmp_p
 def test_a_tiled_model_can_be_extended_after_its_files_are_gone(tiled, drawn, tmp_path):
   records = sorted((drawn / 'disc' / 'train' / 'good').glob('*.png'))
   for part, paths in (('first', records[:7]), ('second', records[7:])):
-    folder = tmp_path / part / 'disc' / 'train' / 'good'
-    folder.mkdir(parents=True)
-    for path in paths:
-      (folder / path.name).write_bytes(path.read_bytes())
+    small_runs.write_part(tmp_path / part, paths)
   flags = *small_runs.flags('padim', tmp_path / 'first'), TILED, small_runs.NO_EVALUATION
   assert small_runs.run(*flags, f'--workdir={tmp_path / "a"}') == 0
   for path in (tmp_path / 'first').rglob('*.png'):
