@@ -163,6 +163,48 @@ def test_weight_decay_is_added_to_the_gradient_as_in_torch(short_variables):
     np.testing.assert_allclose(x - y, 0.1 * 0.5 * z, rtol=1e-2, atol=1e-5)
 
 
+def test_a_batch_with_every_image_twice_moves_the_student_twice_as_far(short_variables):
+  """The loss is summed over images, and copies do not change the statistics of BatchNorm."""
+  plain = make(backbone=SHORT, momentum=0.0, weight_decay=0.0)
+  start = plain.init(jax.random.key(0), short_variables)
+  once = batch(2)
+  twice = Batch(*(np.concatenate([np.asarray(x)] * 2) for x in once[:3]))
+  (single, losses), (double, same_losses) = (plain.update(start, b) for b in (once, twice))
+  assert same_losses['loss'] == pytest.approx(float(losses['loss']), rel=1e-5)
+  for x, y, z in zip(
+    *(jax.tree.leaves(s.student['params']) for s in (start, single, double)), strict=True
+  ):
+    scale = np.abs(y - x).max()
+    np.testing.assert_allclose(z - x, 2 * (y - x), rtol=1e-2, atol=1e-2 * scale)
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'compact'])
+def test_the_blocks_of_a_new_student_start_as_their_shortcuts(name):
+  """Of each block, the last BatchNorm alone has scales of 0; the teacher's have not."""
+  backbone = backbones.build(name, STAGES[:1])
+  pixels = jnp.zeros((1, SIZE, SIZE, 3))
+  teacher = jax.eval_shape(backbone.init, jax.random.key(0), pixels)
+  student = make(backbone=backbone).init(jax.random.key(0), teacher).student
+  scales = {
+    '/'.join(str(key.key) for key in path): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(student['params'])
+    if path[-1].key == 'scale'
+  }
+  zero = sorted(path for path, leaf in scales.items() if not leaf.any())
+  assert all((scales[path] == 1).all() for path in set(scales) - set(zero))
+  assert (
+    zero
+    == {
+      'resnet18': ['layer1_0/bn2/scale', 'layer1_1/bn2/scale'],
+      'compact': ['layer1/0_conv2/bn/scale', 'layer1/1_conv2/bn/scale'],
+    }[name]
+  )
+  new = jax.jit(backbone.init)(jax.random.key(0), pixels)['params']
+  assert all(
+    leaf.all() for path, leaf in jax.tree_util.tree_leaves_with_path(new) if path[-1].key == 'scale'
+  )
+
+
 def test_black_images_have_finite_gradients(update, short_state):
   black = batch(4)._replace(image=jnp.zeros((4, SIZE, SIZE, 3), np.uint8))
   state, metrics = update(short_state, black)

@@ -52,11 +52,14 @@ class Compact(nn.Module):
     arch: name of the architecture.
     axis_name: mesh axis over which training batches are sharded, so that BatchNorm uses statistics
       of the whole batch; None when not sharded.
+    zero_init_residual: whether new parameters make each residual block start as its shortcut, as
+      the scales of its last BatchNorm are 0.
   """
 
   stages: tuple[str, ...] = STAGES
   arch: str = NAME
   axis_name: str | None = None
+  zero_init_residual: bool = False
 
   # All stages that can be requested, and the number of residual blocks in each.
   available_stages = STAGES
@@ -70,7 +73,7 @@ class Compact(nn.Module):
     """
     outputs = {}
     for name, config in STAGE_CONFIGS.items():
-      x = Stage(config, self.axis_name, name=name)(x, train)
+      x = Stage(config, self.axis_name, self.zero_init_residual, name=name)(x, train)
       if name in self.stages:
         outputs[name] = x
       if len(outputs) == len(set(self.stages)):
@@ -83,6 +86,7 @@ class Stage(nn.Module):
 
   config: StageConfig
   axis_name: str | None = None
+  zero_init_residual: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c'], train: bool = False) -> Float[Array, 'b _h _w _c']:
@@ -93,24 +97,36 @@ class Stage(nn.Module):
       x = conv_bn(channels, kernel_size, stride, name=f'enter_{i}')(x)
     for i in range(self.config.depth):
       y = conv_bn(x.shape[-1], 3, name=f'{i}_conv1')(x)
-      y = conv_bn(x.shape[-1], 3, is_linear=True, name=f'{i}_conv2')(y)
+      y = conv_bn(
+        x.shape[-1],
+        3,
+        is_linear=True,
+        starts_at_zero=self.zero_init_residual,
+        name=f'{i}_conv2',
+      )(y)
       x = nn.relu(x + y)
     return conv_bn(self.config.channels, 1, name='leave')(x)
 
 
 class _ConvBatchNorm(nn.Module):
-  """Convolution, BatchNorm, and a ReLU unless `is_linear`."""
+  """Convolution, BatchNorm, and a ReLU unless `is_linear`; new scales are 0 or 1."""
 
   features: int
   kernel_size: int
   stride: int = 1
   is_linear: bool = False
+  starts_at_zero: bool = False
   train: bool = False
   axis_name: str | None = None
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b _h _w _c']:
     conv = convolution.Conv(self.features, self.kernel_size, self.stride, name='conv')
-    batch_norm = convolution.BatchNorm(not self.train, axis_name=self.axis_name, name='bn')
+    batch_norm = convolution.BatchNorm(
+      not self.train,
+      axis_name=self.axis_name,
+      scale_init=convolution.scale_init(self.starts_at_zero),
+      name='bn',
+    )
     x = batch_norm(conv(x, self.train))
     return x if self.is_linear else nn.relu(x)

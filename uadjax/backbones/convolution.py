@@ -30,6 +30,11 @@ _KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)  # As torchvision's.
 
 
+def scale_init(is_zero: bool) -> nn.initializers.Initializer:
+  """Return the initializer of BatchNorm's scales: all 0 or all 1."""
+  return nn.initializers.zeros if is_zero else nn.initializers.ones
+
+
 def conv(
   x: Float[Array, 'b h w c'], kernel: Float[Array, 'k k c o'], stride: int = 1
 ) -> Float[Array, 'b _h _w o']:

@@ -27,6 +27,8 @@ class ResNet(nn.Module):
     width: channels of the 3x3 convolution in bottlenecks of the first stage.
     axis_name: mesh axis over which training batches are sharded, so that BatchNorm uses statistics
       of the whole batch; None when not sharded.
+    zero_init_residual: whether new parameters make each block start as its shortcut, as the scales
+      of its last BatchNorm are 0 (Goyal et al. 2017, arXiv 1706.02677, section 5.1).
   """
 
   arch: str
@@ -35,6 +37,7 @@ class ResNet(nn.Module):
   bottleneck: bool = False
   width: int = 64
   axis_name: str | None = None
+  zero_init_residual: bool = False
 
   available_stages = STAGES  # All that can be requested.
 
@@ -52,7 +55,14 @@ class ResNet(nn.Module):
       for i in range(depth):
         stride = 2 if stage_index and not i else 1
         width = self.width << stage_index if self.bottleneck else None
-        block = Block(64 << stage_index, stride, width, self.axis_name, name=f'{stage}_{i}')
+        block = Block(
+          64 << stage_index,
+          stride,
+          width,
+          self.axis_name,
+          self.zero_init_residual,
+          name=f'{stage}_{i}',
+        )
         x = block(x, train)
       if stage in self.stages:
         outputs[stage] = x
@@ -69,12 +79,14 @@ class Block(nn.Module):
     stride: stride of the first 3x3 convolution.
     bottleneck_channels: channels inside a bottleneck; None for a basic block.
     axis_name: mesh axis over which training batches are sharded; None when not sharded.
+    zero_init_residual: whether the scales of the last BatchNorm are initialized to 0.
   """
 
   channels: int
   stride: int
   bottleneck_channels: int | None
   axis_name: str | None
+  zero_init_residual: bool
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c'], train: bool) -> Float[Array, 'b _h _w _c']:
@@ -90,7 +102,8 @@ class Block(nn.Module):
     y = x
     for i, layer in enumerate(layers, 1):
       y = convolution.Conv(*layer, name=f'conv{i}')(y, train)
-      y = batch_norm(name=f'bn{i}')(y)
+      is_zero = self.zero_init_residual and i == len(layers)
+      y = batch_norm(name=f'bn{i}', scale_init=convolution.scale_init(is_zero))(y)
       y = nn.relu(y) if i < len(layers) else y
     if x.shape != y.shape:
       x = convolution.Conv(y.shape[-1], 1, self.stride, name='downsample_0')(x, train)

@@ -87,7 +87,7 @@ class StfpmSettings:
   layers: tuple[str, ...] = field(('layer1', 'layer2', 'layer3'), _LAYERS_HELP)
   image_score: str = field('max', _IMAGE_SCORE_HELP, check=image_score.parse)
   momentum: float = field(0.9, 'Momentum of SGD.', minimum=0, below=1)
-  weight_decay: float = field(1e-4, 'Factor of the L2 penalty.', minimum=0)
+  weight_decay: float = field(1e-3, 'Factor of the L2 penalty.', minimum=0)
   half: bool = field(True, 'Whether distances have the factor ½ of equation 1.')
   floor: float = field(0.0, 'Values of the anomaly map below it become 0.', minimum=0)
   opening: int = field(0, 'Radius of a gray opening of the anomaly map.', unit='pixels', minimum=0)
