@@ -281,9 +281,9 @@ def test_pixels_that_no_inspected_cell_sees_change_no_score(learned, name):
   np.testing.assert_array_equal(plain.image, changed.image)
   assert (np.asarray(plain.map)[:, ~INSPECTED] == 0).all()
   assert (np.asarray(plain.map)[:, INSPECTED].max(axis=1) > 0).all()
-  # Without the region they do, wherever the largest values lie.
+  # Without the region they do.
   score_all = jax.jit(MAKE[name](None).score)
-  whole = [np.asarray(score_all(fitted, batch(1, outside).image).image) for outside in (0, 1)]
+  whole = [np.asarray(score_all(fitted, batch(1, outside).image).map) for outside in (0, 1)]
   assert (whole[0] != whole[1]).any()
 
 
