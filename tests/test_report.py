@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 import re
 
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -90,6 +90,7 @@ def test_correct_images_are_distributed_over_defect_types_and_scores():
 
 
 @given(values=st.lists(st.floats(width=32), min_size=1, max_size=20))
+@example(values=[-3e38, 0.0, 3e38])
 def test_levels_stand_for_values_and_their_extremes_are_exact(values):
   anomaly_map = np.array([values], np.float32)
   levels, low, high = heatmap.to_levels(anomaly_map)

@@ -100,8 +100,13 @@ def to_levels(
   """
   finite = anomaly_map[np.isfinite(anomaly_map)]
   low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-  shares = (np.clip(anomaly_map, low, high) - low) / (high - low or 1)
-  return np.nan_to_num(255 * shares).round().astype(np.uint8), low, high
+  # In double precision, because the range may exceed single precision; in place, because maps of
+  # large originals have many pixels.
+  levels = np.clip(anomaly_map, low, high).astype(np.float64)
+  levels -= low
+  levels *= 255 / (high - low or 1)
+  np.nan_to_num(levels, copy=False)
+  return np.rint(levels, out=levels).astype(np.uint8), low, high
 
 
 def color_bar(height: int) -> UInt8[np.ndarray, 'h 3']:
