@@ -614,11 +614,13 @@ def busy(times, path):
 
 
 @pytest.mark.slow
-def test_the_page_waits_until_the_models_are_ready(show, expect):
+def test_the_page_waits_until_the_models_are_ready(show, photos, expect):
   page = show(prepare=busy(1, '/models$'))
   expect(page.locator('#notice')).to_be_hidden()
   page = show(token=None, prepare=busy(10, '/models$'))
   expect(page.locator('#notice')).to_have_text('Later <b>please</b>.')
+  page.set_input_files('#files-input', photos[0])
+  expect(page.locator('#progress-text')).to_have_text('0 of 1 scored')
 
 
 @pytest.mark.slow
@@ -820,6 +822,9 @@ def test_a_region_is_drawn_and_saved_in_pixels_of_the_image(scored_page, results
   assert_saved(rectangle, triangle)
   page.mouse.click(*at(0.05, 0.05))
   page.click('#region-undo')  # The corner of a polygon that is not complete.
+  assert_saved(rectangle, triangle)
+  page.mouse.click(*at(0.05, 0.05))
+  page.keyboard.press('Escape')  # The same; the dialog stays open.
   assert_saved(rectangle, triangle)
   page.click('#region-undo')
   assert_saved(rectangle)

@@ -61,6 +61,9 @@ export function strokePath(context, unitPath, { x, y, width, height }, ratio, co
   }
 }
 
+// Over the pixels of an image that are not inspected.
+export const SHADE = 'rgb(0 0 0 / 60%)';
+
 // Dims a box of a canvas outside of a closed path over the unit square, the region of interest, and
 // outlines the path thinly. `ratio` is device pixels per CSS pixel.
 export function showRegion(context, unitPath, { x, y, width, height }, ratio) {
@@ -68,7 +71,7 @@ export function showRegion(context, unitPath, { x, y, width, height }, ratio) {
   region.addPath(unitPath, new DOMMatrix([width, 0, 0, height, x, y]));
   const outside = new Path2D(region);
   outside.rect(x, y, width, height);
-  context.fillStyle = 'rgb(0 0 0 / 60%)';
+  context.fillStyle = SHADE;
   context.fill(outside, 'evenodd');
   context.setLineDash([]);
   [context.strokeStyle, context.lineWidth] = ['#ffffff', ratio];

@@ -47,7 +47,7 @@ function dimOutside(context, [left, top, right, bottom], { x, y, width, height }
   const outside = new Path2D();
   outside.rect(x, y, width, height);
   outside.rect(x + left * width, y + top * height, (right - left) * width, (bottom - top) * height);
-  context.fillStyle = 'rgb(0 0 0 / 60%)';
+  context.fillStyle = SHADE;
   context.fill(outside, 'evenodd');
 }
 

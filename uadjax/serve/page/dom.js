@@ -17,9 +17,9 @@ export function formatInRange(value, length) {
 export const plural = (count, singular, more = `${singular}s`) =>
   `${count} ${count === 1 ? singular : more}`;
 
-export function download(name, text, type) {
+export function download(name, content, type) {
   const link = make('a', {
-    href: URL.createObjectURL(new Blob([text], { type })), download: name,
+    href: URL.createObjectURL(new Blob([content], { type })), download: name,
   });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);

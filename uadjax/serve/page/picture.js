@@ -5,6 +5,8 @@ import { showRegion, strokePath } from './elements.js';
 import { readMap } from './heatmap.js';
 import { overlay } from './state.js';
 
+export const MISSING_IMAGE = '#808890';  // The background when the browser cannot decode an image.
+
 // Decodes an image, shrunk so that no side exceeds `maxSide`. Rejects formats unknown to the
 // browser. `exact` ignores color profiles.
 export async function decodeImage(blob, maxSide, exact = false) {
@@ -83,7 +85,7 @@ export function paint(canvas, ratio, { bitmap, tint, region, outline, boxes = []
   const context = canvas.getContext('2d');
   context.clearRect(0, 0, width, height);
   context.imageSmoothingQuality = 'high';
-  context.fillStyle = '#808890';  // The background when the browser cannot decode the image.
+  context.fillStyle = MISSING_IMAGE;
   if (bitmap) context.drawImage(bitmap, 0, 0, width, height);
   else context.fillRect(0, 0, width, height);
   if (tint) {

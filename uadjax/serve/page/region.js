@@ -2,8 +2,8 @@
 // are white, with as many pixels as the image.
 
 import { download } from './dom.js';
-import { configure, find } from './elements.js';
-import { decodeImage } from './picture.js';
+import { configure, find, SHADE } from './elements.js';
+import { decodeImage, MISSING_IMAGE } from './picture.js';
 
 const MAX_IMAGE_SIDE = 1600;  // Pixels.
 const CLOSE_DISTANCE = 10;  // CSS pixels to a corner within which a click ends the polygon.
@@ -47,6 +47,10 @@ function addCorner(position) {
 
 function complete(shape) {
   shapes.push(shape);
+  dropCorners();
+}
+
+function dropCorners() {
   [corners, pointer] = [[], null];
 }
 
@@ -100,7 +104,7 @@ function paint() {
   const [width, height] = [size.width, size.height].map((side) => Math.round(side * ratio));
   configure(canvas, { width, height });
   const context = canvas.getContext('2d');
-  context.fillStyle = '#808890';  // The background when the browser cannot decode the image.
+  context.fillStyle = MISSING_IMAGE;
   if (image.bitmap) context.drawImage(image.bitmap, 0, 0, width, height);
   else context.fillRect(0, 0, width, height);
   if (shapes.length) context.drawImage(shadeOutside(width, height), 0, 0);
@@ -125,7 +129,7 @@ function paint() {
 function shadeOutside(width, height) {
   const shade = Object.assign(document.createElement('canvas'), { width, height });
   const context = shade.getContext('2d');
-  context.fillStyle = 'rgb(0 0 0 / 60%)';
+  context.fillStyle = SHADE;
   context.fillRect(0, 0, width, height);
   context.globalCompositeOperation = 'destination-out';
   context.fillStyle = '#000000';
@@ -150,7 +154,7 @@ export function startDrawing() {
   canvas.addEventListener('pointerup', (event) => {
     if (isPolygon() || !corners.length) return;
     const [[start], end] = [corners, positionOf(event)];
-    if (isNear(start, end)) [corners, pointer] = [[], null];  // A click is no rectangle.
+    if (isNear(start, end)) dropCorners();  // A click is no rectangle.
     else complete(rectangle(start, end));
     update();
   });
@@ -160,13 +164,20 @@ export function startDrawing() {
     undo();
   });
   find('region-tool').addEventListener('change', () => {
-    [corners, pointer] = [[], null];
+    dropCorners();
     update();
   });
   find('region-undo').addEventListener('click', undo);
   find('region-clear').addEventListener('click', clear);
   find('region-save').addEventListener('click', save);
   find('region-close').addEventListener('click', () => dialog.close());
+  // Escape drops a shape that is not complete; only without one it closes the dialog.
+  dialog.addEventListener('cancel', (event) => {
+    if (!corners.length) return;
+    event.preventDefault();
+    dropCorners();
+    update();
+  });
   dialog.addEventListener('close', () => {
     image.bitmap?.close();
     image = null;

@@ -58,7 +58,9 @@ export const regionThresholdOf = (item, name, peak) =>
   regionThreshold(labelOf(item, name), peak, models.get(name).thresholds);
 
 export const labelsOf = (item) => selectedModels.map((name) => labelOf(item, name));
-export const isDone = (item) => selectedModels.every((name) => labelOf(item, name));
+// Until the service has listed its models, none is selected and nothing is done.
+export const isDone = (item) => selectedModels.length > 0
+  && selectedModels.every((name) => labelOf(item, name));
 export const isScored = (item) => selectedModels.some((name) => item.results.has(name));
 
 export function isDisagreement(item) {
