@@ -19,7 +19,7 @@ from uadjax.errors import about, DataError, Setting
 
 KEY = 'data.roi'
 CATEGORY = '{category}'  # In a path, it stands for the name of the category.
-_WHITE = 127  # Gray values above it are inspected.
+MAX_BLACK = 127  # Gray values above it are white, that is, inspected.
 # Color of pixels outside, in the images of which a network sees tiles: near the mean of ImageNet.
 BLANK = (124, 116, 104)
 
@@ -89,10 +89,10 @@ def read(source: Path | bytes) -> RegionOfInterest | None:
     DataError: the image cannot be read, or no pixel is white.
   """
   levels = image_io.read_image(source).pixels.max(axis=-1)
-  mask = levels > _WHITE
+  mask = levels > MAX_BLACK
   if not mask.any():
     name = 'The region of interest' if isinstance(source, bytes) else source
-    message = f'{name} has no white pixel (above {_WHITE}); its largest value is {levels.max()}.'
+    message = f'{name} has no white pixel (above {MAX_BLACK}); its largest value is {levels.max()}.'
     raise DataError(message, hint='Save it in black and white; white is inspected.')
   return None if mask.all() else RegionOfInterest(mask)
 

@@ -128,7 +128,6 @@ OPS = {
   'tile': tile,
 }
 _FIT_WITHIN, _TILE = 'fit_within', 'tile'
-_HALF = 127  # Of the gray values of a mask.
 
 
 class RestoredMap(NamedTuple):
@@ -312,7 +311,7 @@ def _scale_region(ops: Ops, h: int, w: int) -> Bool[np.ndarray, 'height width']:
   assert ops.region is not None
   # In gray, because Pillow samples black and white without antialiasing.
   levels = np.asarray(ops._scale(Image.fromarray(ops.region.resized(h, w) * np.uint8(255))))
-  inspected = levels > _HALF
+  inspected = levels > region_of_interest.MAX_BLACK
   inspected.flags.writeable = False
   return inspected
 
