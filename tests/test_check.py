@@ -474,7 +474,11 @@ def test_strong_reduction_and_small_defects_are_reported_with_the_setting_that_k
   assert 'of 3 of 3 images' in reduced['small defects']
   for message in reduced.values():
     assert 'fit_within(48)|tile(256, 32)' in message
-  assert [*summaries_with('tile(256, 32)')] == ['small defects']  # A pixel becomes 114 here.
+  # A pixel of an image of 24 x 24 becomes 114 here.
+  small_defects = summaries_with('tile(256, 32)')['small defects']
+  assert 'detector.layers' in small_defects
+  small_defects = summaries_with('resize(8)|tile(8, 2)')['small defects']
+  assert 'Raise the size before the tiles' in small_defects
   assert not summaries_with('resize(512)')
   assert not summaries_with('center_crop(30)')  # Which the smaller images do not allow.
 

@@ -50,6 +50,11 @@ class Frame(NamedTuple):
   height: int
   width: int
 
+  @property
+  def scale(self) -> tuple[float, float]:
+    """Height and width of a pixel of the original, in pixels of the image."""
+    return self.height / (self.bottom - self.top), self.width / (self.right - self.left)
+
 
 def resize(frame: Frame, height: int, width: int) -> Frame:
   """Return a frame that shows the same rectangle at another size."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import hashlib
 import itertools
+import math
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -198,7 +199,8 @@ def _reduced_images(dataset: Dataset) -> Iterator[Problem]:
     f'such as {path}: {reductions[path]:.1f} times, from {_times(sizes[path])} to '
     f'{_times(scaled_size)} pixels. Small defects may be lost.'
   )
-  yield warning('strong reduction', dataset.listing.directory, f'{message} {_hint_tiles(dataset)}')
+  hint = _hint_detail(dataset, path)
+  yield warning('strong reduction', dataset.listing.directory, f'{message} {hint}')
 
 
 def _small_defects(dataset: Dataset) -> Iterator[Problem]:
@@ -213,9 +215,7 @@ def _small_defects(dataset: Dataset) -> Iterator[Problem]:
     if not size or not frame:
       continue
     total += 1
-    scale_y = frame.height / (frame.bottom - frame.top)
-    scale_x = frame.width / (frame.right - frame.left)
-    if (area := fraction * size[0] * scale_y * size[1] * scale_x) < min_area:
+    if (area := fraction * math.prod((*size, *frame.scale))) < min_area:
       small[record.path] = area
   if small:
     path = min(small, key=lambda path: small[path])
@@ -224,7 +224,8 @@ def _small_defects(dataset: Dataset) -> Iterator[Problem]:
       f'the anomaly map ({min_area} pixels after scaling), such as {path} ({small[path]:.0f} '
       'pixels). They are hard to find.'
     )
-    yield warning('small defects', dataset.listing.directory, f'{message} {_hint_tiles(dataset)}')
+    hint = _hint_detail(dataset, path)
+    yield warning('small defects', dataset.listing.directory, f'{message} {hint}')
 
 
 def _frame(ops: transforms.Ops, size: tuple[int, int]) -> transforms.Frame | None:
@@ -236,16 +237,21 @@ def _frame(ops: transforms.Ops, size: tuple[int, int]) -> transforms.Frame | Non
 
 def _reduction(frame: transforms.Frame) -> float:
   """Return by how much scaling reduces an image along the axis where it does so more."""
-  return max((frame.bottom - frame.top) / frame.height, (frame.right - frame.left) / frame.width)
+  return 1 / min(frame.scale)
 
 
-def _hint_tiles(dataset: Dataset) -> str:
-  """Return the setting that keeps small defects."""
-  sides = [max(image.size) for image in dataset.images.values() if image.size]
-  side = min(max(sides), 1024)
-  if dataset.ops and dataset.ops.is_tiled:
-    return f'Raise the size of fit_within in {Setting("data.ops", str(dataset.ops))}.'
-  return f'Keep them with {Setting("data.ops", f"fit_within({side})|tile(256, 32)")}.'
+def _hint_detail(dataset: Dataset, path: Path) -> str:
+  """Return the setting that keeps small defects, such as those of one image."""
+  ops, size = dataset.ops, dataset.images[path].size
+  assert ops is not None
+  assert size is not None
+  if not ops.is_tiled:
+    sides = [max(image.size) for image in dataset.images.values() if image.size]
+    tiles = f'fit_within({min(max(sides), 1024)})|tile(256, 32)'
+    return f'Keep them with {Setting("data.ops", tiles)}.'
+  if _reduction(ops.frame(*size)) > 1:
+    return f'Raise the size before the tiles in {Setting("data.ops", str(ops))}.'
+  return f'Its image is not reduced; use a finer stage in {Setting("detector.layers")}.'
 
 
 def _times(size: tuple[int, int]) -> str:
