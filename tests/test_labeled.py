@@ -11,6 +11,7 @@ import pytest
 
 from uadjax.data import image_io, layouts, transforms
 from uadjax.data.image_cache import ImageCache
+from uadjax.data.region_of_interest import RegionOfInterest
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import DataError
 from uadjax.evaluation import labeled
@@ -52,8 +53,11 @@ def config_of(directory: Path):
   return settings.load('padim', [*values.items(), ('calibrate.labeled', directory)])
 
 
-def taken(directory: Path, training=()) -> list[str]:
-  records = labeled.load(str(directory), 'nonzero', training)
+OPS = transforms.parse(f'resize({SIDE})')
+
+
+def taken(directory: Path, training=(), ops=OPS) -> list[str]:
+  records = labeled.load(str(directory), 'nonzero', training, ops)
   return [record.path.relative_to(directory).as_posix() for record in records]
 
 
@@ -99,6 +103,22 @@ def test_unreadable_labeled_images_are_refused_before_a_fit(tmp_path):
     taken(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ('ops', 'message'),
+  [
+    (
+      OPS.with_region(RegionOfInterest(np.repeat([[True, False]], 8, axis=1).repeat(8, axis=0))),
+      'another aspect ratio',
+    ),
+    (transforms.parse(f'center_crop({SIDE + 1})'), 'Cannot crop 9 x 9'),
+  ],
+)
+def test_labeled_images_that_do_not_fit_are_refused_before_a_fit(tmp_path, ops, message):
+  with pytest.raises(DataError, match=rf'cut/0\.png: .*{message}') as caught:
+    taken(mvtec(tmp_path), ops=ops)
+  assert caught.value.key == 'calibrate.labeled'
+
+
 def test_a_mask_of_another_size_is_told_before_anything_is_fitted(tmp_path):
   mvtec(tmp_path)
   picture(tmp_path / 'ground_truth/cut/1_mask.png', 0, side=5)
@@ -131,7 +151,7 @@ def f1_above(threshold, values, truths):
 
 def test_scores_are_those_of_each_image_by_itself(tmp_path):
   config = config_of(mvtec(tmp_path))
-  records = labeled.load(config.calibrate.labeled, config.data.mask, ())
+  records = labeled.load(config.calibrate.labeled, config.data.mask, (), OPS)
   scores = scored(records, config)
   maps = maps_of(records)
   good = [map for map, record in zip(maps, records, strict=True) if not record.is_anomalous]
@@ -143,7 +163,7 @@ def test_scores_are_those_of_each_image_by_itself(tmp_path):
 
 def test_pixels_are_marked_with_the_best_f1_of_all_thresholds(tmp_path):
   config = config_of(mvtec(tmp_path))
-  records = labeled.load(config.calibrate.labeled, config.data.mask, ())
+  records = labeled.load(config.calibrate.labeled, config.data.mask, (), OPS)
   maps = maps_of(records)
   truths = [
     image_io.read_mask(record.mask) if record.mask else np.zeros((SIDE, SIDE), bool)
@@ -157,7 +177,7 @@ def test_pixels_are_marked_with_the_best_f1_of_all_thresholds(tmp_path):
 
 def test_without_masks_pixels_are_left_to_the_good_images(tmp_path):
   config = config_of(folder(tmp_path))
-  scores = scored(labeled.load(config.calibrate.labeled, config.data.mask, ()), config)
+  scores = scored(labeled.load(config.calibrate.labeled, config.data.mask, (), OPS), config)
   assert scores.pixel_threshold is None
   assert len(scores.normal_scores) == len(scores.anomalous_scores) == 3
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 import numpy as np
 
-from uadjax.data import image_io, layouts
+from uadjax.data import image_io, layouts, transforms
 from uadjax.data.image_cache import ImageCache
 from uadjax.data.pixel_range import FULL_RANGE, PixelRange
 from uadjax.data.records import Record
@@ -41,12 +41,14 @@ def load(
   directory: str,
   mask_reading: str,
   training: Sequence[Record],
+  ops: transforms.Ops,
   pixel_range: PixelRange = FULL_RANGE,
 ) -> tuple[Record, ...]:
   """List the images of `calibrate.labeled`: its test split, or all if that has no good images.
 
   Raises:
-    DataError: a class is missing, an image is a training image, or a file is unreadable.
+    DataError: a class is missing, an image is a training image, a file is unreadable, or `ops` or
+      their region of interest do not fit to an image.
   """
   if not Path(directory).is_dir():
     raise DataError(f'No folder {directory}.', key='calibrate.labeled', value=directory)
@@ -65,13 +67,20 @@ def load(
     hint = 'Their scores are biased; name other images: ', Setting('calibrate.labeled'), '.'
     raise DataError(message, key='calibrate.labeled', value=directory, hint=hint)
 
-  def require_readable(record: Record) -> None:
-    size = image_io.decode(record.path, pixel_range=pixel_range).shape[:2]
-    pixel_scores.read_defect_mask(record, size, mask_reading)
+  def require_usable(record: Record) -> None:
+    h, w = image_io.decode(record.path, pixel_range=pixel_range).shape[:2]
+    pixel_scores.read_defect_mask(record, (h, w), mask_reading)
+    try:
+      ops.scaled_size(h, w)
+      ops.require_fit(h, w)
+    except DataError as reason:
+      message = f'{record.path}: {reason.message}'
+      hint = reason.hint
+      raise DataError(message, key='calibrate.labeled', value=directory, hint=hint) from None
 
-  # Unreadable files must fail before hours of fitting, not after.
+  # Files that cannot be used must fail before hours of fitting, not after.
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    list(pool.map(require_readable, records))
+    list(pool.map(require_usable, records))
   logging.LOG.info(
     'Calibrating thresholds on %s of %s; metrics on these images will be optimistic.',
     counts, directory,

@@ -330,11 +330,12 @@ def _calibrate(
     return labeled.calibrate(options, scores, None), None
   mask_reading = info.config.data.mask
   calibration_records = [Record(Path(path), GOOD) for path in scores.paths if path]
-  records = labeled.load(options.labeled, mask_reading, calibration_records, info.pixel_range)
+  ops, pixel_range = info.ops, info.pixel_range
+  records = labeled.load(options.labeled, mask_reading, calibration_records, ops, pixel_range)
   model, mesh = model_dir.load_arrays(info), meshes.make_mesh(device, -1, 0)
   labeled_scores = labeled.score(
     lambda fitted, batch: model.score(fitted, batch.image), model.fitted, records, mask_reading,
-    ImageCache(info.ops, SMALL_CACHE_BYTES, info.pixel_range), EvaluateSettings.batch_size, mesh,
+    ImageCache(ops, SMALL_CACHE_BYTES, pixel_range), EvaluateSettings.batch_size, mesh,
     info.config.detector.image_score,
   )  # fmt: skip
   assert labeled_scores is not None  # There are records.

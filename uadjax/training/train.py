@@ -65,7 +65,8 @@ def train(
   workdirs.require_no_conflict(workdir, config)
   labeled_records = ()
   if directory := config.calibrate.labeled:
-    labeled_records = labeled.load(directory, config.data.mask, splits.train, cache.pixel_range)
+    mask_reading, ops, pixel_range = config.data.mask, cache.ops, cache.pixel_range
+    labeled_records = labeled.load(directory, mask_reading, splits.train, ops, pixel_range)
   in_one_pass = detectors.learns_in_one_pass(config.detector.name)
   train_detector = _train_one_pass if in_one_pass else _train_by_gradient
   if validation := splits.validation():
