@@ -132,11 +132,7 @@ def run_rival(case: Case, root: str, template: str) -> Measures:
     category=case.category,
     **case.settings(),
   )
-  # Links are not resolved: the Python of a virtual environment must stay a link.
-  command = [
-    str(Path(word).absolute()) if '/' in word and Path(word).exists() else word
-    for word in shlex.split(command_line)
-  ]
+  command = subprocess_runs.absolute_command(command_line)
   with tempfile.TemporaryDirectory() as folder:
     completed = subprocess_runs.run_command(command, Path(folder), sample_memory=True)
   lines = completed.stdout.strip().splitlines()

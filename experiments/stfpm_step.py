@@ -19,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 
+import subprocess_runs
+
 
 def uadjax_step_seconds(root: str, category: str, weights: str) -> float:
   """Return the seconds per step of a run of uadjax."""
@@ -39,9 +41,11 @@ def anomalib_step_seconds(command: str) -> float:
   return (six_step_fit - one_step_fit) / 5
 
 
-def _fit_seconds(command: str) -> float:
-  process = subprocess.run(command.split(), check=True, capture_output=True, text=True)
-  return json.loads(process.stdout.strip().splitlines()[-1])['fit_s']
+def _fit_seconds(command_line: str) -> float:
+  command = subprocess_runs.absolute_command(command_line)
+  with tempfile.TemporaryDirectory() as folder:  # For the files that anomalib writes.
+    completed = subprocess_runs.run_command(command, Path(folder))
+  return json.loads(completed.stdout.strip().splitlines()[-1])['fit_s']
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 import os
 from pathlib import Path
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,15 @@ class CompletedCommand(NamedTuple):
   peak_mb: int
   cpu_seconds: float
   memory: process_memory.MemoryPeak | None
+
+
+def absolute_command(command_line: str) -> list[str]:
+  """Split a command line, and make its relative paths absolute, to run it in another folder."""
+  # Links are not resolved: the Python of a virtual environment must stay a link.
+  return [
+    str(Path(word).absolute()) if '/' in word and Path(word).exists() else word
+    for word in shlex.split(command_line)
+  ]
 
 
 def run_command(
