@@ -106,7 +106,7 @@ def _crop(frame: Frame, top: Number, left: Number, height: Number, width: Number
   return frame._replace(top=top, left=left, bottom=bottom, right=right)
 
 
-def pixel_range(low: float, high: float, n: int, size: int) -> tuple[int, int, float, float]:
+def covered_pixels(low: float, high: float, n: int, size: int) -> tuple[int, int, float, float]:
   """Find the pixels of the original that a map covers along one axis.
 
   Args:
@@ -329,8 +329,8 @@ def _restore(
 ) -> RestoredMap:
   """Resize a map into the rectangle (top, left, bottom, right) of an h x w image."""
   (height, width), (top_edge, left_edge, bottom_edge, right_edge) = anomaly_map.shape, rectangle
-  top, bottom, box_top, box_bottom = pixel_range(top_edge, bottom_edge, h, height)
-  left, right, box_left, box_right = pixel_range(left_edge, right_edge, w, width)
+  top, bottom, box_top, box_bottom = covered_pixels(top_edge, bottom_edge, h, height)
+  left, right, box_left, box_right = covered_pixels(left_edge, right_edge, w, width)
   restored = RestoredMap(np.full((h, w), anomaly_map.min(), np.float32), np.zeros((h, w), bool))
   if top < bottom and left < right:
     # The outermost pixels may begin outside of the frame, where the map's edge is repeated.

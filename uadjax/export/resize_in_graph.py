@@ -143,8 +143,8 @@ def restore_maps(
   their map.
   """
   frame = ops.frame(height, width)
-  vertical = transforms.pixel_range(frame.top, frame.bottom, height, ops.height)
-  horizontal = transforms.pixel_range(frame.left, frame.right, width, ops.width)
+  vertical = transforms.covered_pixels(frame.top, frame.bottom, height, ops.height)
+  horizontal = transforms.covered_pixels(frame.left, frame.right, width, ops.width)
   overhangs = (-vertical[2], -horizontal[2], vertical[3] - ops.height, horizontal[3] - ops.width)
   margin = math.ceil(max(*overhangs, 0))
   rows = jnp.asarray(_upsampling_matrix(*vertical, ops.height, margin))
