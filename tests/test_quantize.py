@@ -222,12 +222,25 @@ def test_agreement_is_within_tolerance_up_to_its_limits():
 
 def test_scores_that_are_nan_are_not_within_tolerance(padim):
   on = quantization_check.select_images(padim, None, None)
-
-  def scores(value):
-    return lambda images: types.Scores(images[..., 0], np.full(len(images), value, np.float32))
-
-  agreement = quantization_check.compare([scores(1), scores(np.nan)], on.good, on, None)
+  agreement = quantization_check.compare([constant(1), constant(np.nan)], on.good, on, None)
   assert not agreement.is_within_tolerance
+
+
+def constant(score):
+  return lambda images: types.Scores(images[..., 0], np.full(len(images), score, np.float32))
+
+
+def test_images_are_decoded_once_for_both_graphs(padim, monkeypatch):
+  on = quantization_check.select_images(padim, None, None)
+  load, names = quantization_check.inputs.load, []
+
+  def load_and_record(source, *arguments, **keywords):
+    names.append(source.name)
+    return load(source, *arguments, **keywords)
+
+  monkeypatch.setattr(quantization_check.inputs, 'load', load_and_record)
+  quantization_check.compare([constant(1), constant(2)], on.good, on, None)
+  assert names == [str(record.path) for record in on.good]
 
 
 def test_an_exception_of_the_quantizer_is_reported_and_leaves_no_file(padim, tmp_path, monkeypatch):

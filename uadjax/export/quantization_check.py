@@ -116,9 +116,12 @@ class EvaluationImages(NamedTuple):
       yield np.resize(tiles, (batch_size, *tiles.shape[1:]))
 
   def score(
-    self, run: scorers.RunFunction, records: Sequence[Record], batch_size: int
-  ) -> Float[np.ndarray, ' n']:
-    """Return the image scores by a graph, whose batches are filled across images."""
+    self, runs: Sequence[scorers.RunFunction], records: Sequence[Record], batch_size: int
+  ) -> list[Float[np.ndarray, ' n']]:
+    """Return the image scores by each graph, whose batches are filled across images.
+
+    Each image is decoded once.
+    """
     images: list[_TiledImage] = []
 
     def read_all_tiles() -> Iterator[scorers.Image]:
@@ -127,13 +130,19 @@ class EvaluationImages(NamedTuple):
         images.append(image._replace(tiles=[]))
         yield from image.tiles
 
-    scorer, scores = scorers.Scorer([run], batch_sizes=(batch_size,)), list[float]()
-    predictions = scorer.score_lazily(read_all_tiles())
-    for first in predictions:
-      image, of_image = images[len(scores)], itertools.chain([first], predictions)
+    # The graphs take turns by image, so `tee` holds few tiles.
+    streams = itertools.tee(read_all_tiles(), len(runs))
+    predictions = [
+      scorers.Scorer([run], batch_sizes=(batch_size,)).score_lazily(tiles)
+      for run, tiles in zip(runs, streams, strict=True)
+    ]
+    scores = np.empty((len(runs), len(records)))
+    for i, r in itertools.product(range(len(records)), range(len(runs))):
+      first = next(predictions[r])  # Reads the image.
+      image, of_image = images[i], itertools.chain([first], predictions[r])
       joined = scorers.join_tiles(image.grid, of_image, self.rule, image.inspected)
-      scores.append(joined.score)
-    return np.array(scores)
+      scores[r, i] = joined.score
+    return list(scores)
 
 
 def select_images(
@@ -181,9 +190,7 @@ def compare(
     images: set that the images come from, for how to read and to label them.
     batch: batch size of the graphs; None for any size.
   """
-  float_scores, quantized_scores = (
-    images.score(run, records, batch or _BATCH_SIZE) for run in runs
-  )
+  float_scores, quantized_scores = images.score(runs, records, batch or _BATCH_SIZE)
   is_anomalous = np.array([record.is_anomalous for record in records])
   return QuantizationAgreement(
     len(records),
