@@ -389,6 +389,8 @@ def test_scaled_images_that_are_tiled_are_blank_outside_and_nowhere_else():
   image[::3] = region_of_interest.BLANK
   scaled, inside = ops.apply(image), region().repeat(2, 0).repeat(2, 1)
   np.testing.assert_array_equal(region_of_interest.find_outside(scaled), ~inside)
+  inspected = inspection.find_pixels(jnp.asarray(scaled)[None], None, True)
+  np.testing.assert_array_equal(inspected, inside[None])
   assert np.abs(scaled[inside].astype(int) - image[inside]).max() == 1
   np.testing.assert_array_equal(ops.inspected_pixels(80, 120), inside)
 

@@ -30,6 +30,8 @@ def find_pixels(
 ) -> Inspected | None:
   """Return the inspected pixels of images; None for all.
 
+  In images with blanks, these are the pixels that `region_of_interest.find_outside` does not find.
+
   Args:
     images: the images.
     inspected: inspected pixels of all images, if they are the same; None for all.
