@@ -138,14 +138,8 @@ def check(
   splits = rules.mark_near_duplicates(splits, images)
   unused = unused_files.find(listing.directory, splits, listing.layout.list_files)
   dataset = rules.Dataset(listing, splits, images, masks, mask_reading, min_images, unused, ops)
-  all_problems = [*listing.problems]
-  for inspection in (*images.values(), *masks.values()):
-    all_problems += inspection.problems
-  for rule in rules.RULES:
-    all_problems += rule(dataset)
   fractions = {path: mask.defective_fraction for path, mask in masks.items() if mask.size}
-  ordered = tuple(sorted(all_problems, key=lambda problem: problem.severity != ERROR))
-  properties = (listing.directory, splits, ordered, fractions, mask_reading)
+  properties = listing.directory, splits, _find_problems(dataset), fractions, mask_reading
   not_used = unused_files.summarize(unused)
   return Report(*properties, listing.layout.labels_by_mask, not_used, pixel_range)
 
@@ -180,6 +174,16 @@ def _inspect_files(
     results = list(progress(pool.map(lambda job: job(), jobs), len(jobs), 'Checking'))
   n = len(images)
   return dict(zip(images, results[:n], strict=True)), dict(zip(masks, results[n:], strict=True))
+
+
+def _find_problems(dataset: rules.Dataset) -> tuple[Problem, ...]:
+  """Return the problems of a dataset, of its files and by all rules, errors first."""
+  problems = [*dataset.listing.problems]
+  for inspection in (*dataset.images.values(), *dataset.masks.values()):
+    problems += inspection.problems
+  for rule in rules.RULES:
+    problems += rule(dataset)
+  return tuple(sorted(problems, key=lambda problem: problem.severity != ERROR))
 
 
 def require_valid(report: Report) -> Splits:
