@@ -23,7 +23,6 @@ SIDE = small_runs.SIDE
 MASK = np.zeros((SIDE, SIDE), bool)
 MASK[5:38, 8:50] = True  # Without one of the defects.
 ANY_NAME = pytest.mark.parametrize('name', small_runs.ANY_NAME)
-EVERY = pytest.mark.parametrize('name', small_runs.NAMES)
 
 
 @pytest.fixture(scope='session')
@@ -55,7 +54,7 @@ def opened(workdir):
   return pipelines.create_model(model_dir=workdir / 'model', device='cpu:0', backend='jax')
 
 
-@EVERY
+@ANY_NAME
 def test_nothing_outside_of_the_region_is_scored_or_marked(inspecting, drawn, name):
   model = opened(inspecting(name))
   np.testing.assert_array_equal(model.model.ops.region.mask, MASK)
@@ -70,7 +69,7 @@ def test_nothing_outside_of_the_region_is_scored_or_marked(inspecting, drawn, na
     assert MASK[result.at[::-1]]
 
 
-@EVERY
+@ANY_NAME
 def test_metrics_count_visible_pixels_and_outside_defects_are_reported(inspecting, drawn, name):
   workdir, num_outside, total, pixels = inspecting(name), 0, 0, 0
   masks = [*(drawn / 'disc' / 'ground_truth').rglob('*.png')]

@@ -50,6 +50,7 @@ def test_the_evaluation_has_the_scores_of_predict(workdir):
   assert small_runs.manifest(workdir)['thresholds']['num_normals'] == small_runs.TRAIN
 
 
+@pytest.mark.slow
 def test_a_sharded_model_has_the_same_scores(workdir, drawn):
   single, sharded = (
     list(create_model(model_dir=workdir / 'model', device=device, shard_model=shard_model).predict(

@@ -141,8 +141,7 @@ def test_weight_decay_is_added_to_the_gradient_as_in_torch(variables):
   plain, decayed = (make(momentum=0.0, weight_decay=w) for w in (0.0, 0.5))
   start = plain.init(jax.random.key(0), variables)
   updated = [
-    jax.jit(d.update)(d.init(jax.random.key(0), variables), batch(2))[0]
-    for d in (plain, decayed)
+    jax.jit(d.update)(d.init(jax.random.key(0), variables), batch(2))[0] for d in (plain, decayed)
   ]
   a, b, w = (jax.tree.leaves(s.student['params']) for s in (*updated, start))
   for x, y, z in zip(a, b, w, strict=True):

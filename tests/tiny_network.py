@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from uadjax.backbones import compact, convolution
 
-CHANNELS = {'layer1': 6, 'layer2': 10}  # Of the stages, whose strides are 4 and 8.
+CHANNELS = {'layer1': 8, 'layer2': 12}  # Of the stages, whose strides are 4 and 8.
 
 
 class TinyNetwork(compact.Compact):
