@@ -181,10 +181,10 @@ def test_good_pictures_vary_and_defects_stand_out(whole):
 def test_interrupted_leaves_nothing(tmp_path, monkeypatch):
   take = rendering.render_image
 
-  def fail(category, *job):
+  def fail(category, *job, **options):
     if category == 'wood':
       raise KeyboardInterrupt
-    return take(category, *job)
+    return take(category, *job, **options)
 
   monkeypatch.setattr(rendering, 'render_image', fail)
   demo.write_dataset(tmp_path, **FEW_DISCS, size=32)
@@ -203,6 +203,42 @@ def test_unknown_categories_and_defects_are_refused(tmp_path):
   with pytest.raises(ConfigError, match='at least 16'):
     demo.write_dataset(tmp_path, size=8)
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope='module')
+def cover(tmp_path_factory):
+  """One good and one defective image of the large product."""
+  counts = {'train': 1, 'test_good': 0, 'test_defect': 1}
+  return demo.write_large_dataset(tmp_path_factory.mktemp('large'), **counts) / 'cover'
+
+
+def test_the_large_product_has_defects_of_about_ten_pixels(cover):
+  for defect in demo.LARGE_DEFECTS:
+    path = cover / 'test' / defect / '000.png'
+    assert image_io.image_size(path) == demo.LARGE_SIZE == (1536, 2048), defect
+    mask = image_io.decode(cover / 'ground_truth' / defect / '000_mask.png')[..., 0] > 0
+    labels, num_regions = ndimage.label(mask, np.ones((3, 3)))
+    assert num_regions <= 2, defect  # The bright and the dark side of a bump.
+    (box,) = ndimage.find_objects(mask.astype(int))
+    for side in box:
+      assert 8 <= side.stop - side.start <= 17, defect
+    region = image_io.decode(cover / demo.REGION_FILE)[..., 0]
+    assert region[mask].min() == 255, defect
+
+
+def test_the_mask_of_a_large_image_is_where_it_differs(cover):
+  image = rendering.render_cover('test', 'chip', 0, 0)
+  difference = abs(image.pixels.astype(int) - image.defect_free).max(axis=-1)
+  assert not difference[~image.mask].any()
+  assert difference[image.mask].mean() > 20
+  pixels = image_io.decode(cover / 'test' / 'chip' / '000.png')
+  np.testing.assert_array_equal(pixels[..., :1], image.pixels)  # The same seed, the same image.
+
+
+def test_large_images_of_two_seeds_differ(cover):
+  first, second = (rendering.render_cover('train', 'good', 0, seed) for seed in (0, 1))
+  assert (first.pixels != second.pixels).mean() > 0.5
+  assert not first.mask.any()
 
 
 @pytest.fixture

@@ -395,14 +395,20 @@ class ThresholdOptions(NamedTuple):
 class DemoOptions(NamedTuple):
   """Write a synthetic dataset of five products, with and without defects.
 
+  The category cover, a sixth product, has 46 large images with tiny defects.
+
   Examples:
     uadjax demo drawn/
     uadjax check drawn/ --category all
+    uadjax demo drawn/ --category cover
   """
 
   directory: Path = _argument('DIR', 'Folder to write to.')
+  category: str = _option('all', 'NAME', 'A product, textures, objects, or all (default) but cover.')
   seed: int = _option(0, 'N', 'Random seed of the images.')
-  size: int = _option(256, 'N', 'Side of the images in pixels.')
+  size: int | None = _option(
+    None, 'N', 'Side of the images in pixels; default 256. Images of cover have 2048 x 1536.'
+  )
   overwrite: bool = _flag('--overwrite', 'Replace existing categories.')
 
 

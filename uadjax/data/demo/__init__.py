@@ -4,10 +4,14 @@ It needs no real images, and its ground truth is exact. Good images vary in ligh
 weave and noise, which a detector must learn to ignore.
 
 The strength of the defects makes the demo neither trivial nor infeasible.
+
+One more product, `LARGE_CATEGORY`, has large images with tiny defects. It is in no group of
+categories, because its images take as long as those of all others together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import functools
 import itertools
 from pathlib import Path
 import tempfile
@@ -15,7 +19,7 @@ import tempfile
 import numpy as np
 from PIL import Image
 
-from uadjax.data.demo import rendering
+from uadjax.data.demo import cover, rendering
 from uadjax.data.records import GOOD
 from uadjax.errors import ConfigError, UnknownName
 from uadjax.system import files, threads
@@ -24,10 +28,14 @@ from uadjax.system.progress import no_progress, Progress
 DEFAULT_CATEGORY = 'disc'
 TEXTURES, OBJECTS = ('fabric', 'steel', 'wood'), ('board', 'disc')
 CATEGORIES = tuple(sorted(rendering.PRODUCTS))
+LARGE_CATEGORY, LARGE_SIZE = 'cover', (cover.HEIGHT, cover.WIDTH)
+LARGE_DEFECTS = tuple(sorted(cover.DEFECTS))
+REGION_FILE = 'roi.png'  # Region of interest in the folder of the large product.
 VERSION = 2  # Version of the rendered images; increase it when they change.
 
 _Job = tuple[str, str, str, int]  # Category, split, defect and number of an image.
 _CATEGORY_GROUPS = {'all': CATEGORIES, 'textures': TEXTURES, 'objects': OBJECTS}
+_MAX_LARGE_THREADS = 4  # For large images; each thread takes 300 MB.
 _MIN_SIZE = 16  # Pixels; at this size, a washer's ring is four pixels wide.
 # Strategy Z_RLE of zlib: noise has no long repeats, so the files are as small as with other
 # strategies, in a fraction of the time.
@@ -82,17 +90,69 @@ def write_dataset(
   jobs = _list_jobs(categories, defects, train, test_good, test_defect)
   # The size is that of pixels without compression.
   files.announce_size('the demo dataset', Path(directory), 3 * size**2 * len(jobs))
+  with _category_folders(Path(directory), categories) as folders:
+    render = functools.partial(rendering.render_image, seed=seed, size=size)
+    _write_images(folders, jobs, render, threads.num_cores(), progress)
+  return Path(directory)
+
+
+def write_large_dataset(
+  directory: str | Path,
+  seed: int = 0,
+  train: int = 24,
+  test_good: int = 10,
+  test_defect: int = 4,
+  progress: Progress = no_progress,
+) -> Path:
+  """Render `LARGE_CATEGORY` in MVTec AD's layout; write all of it or nothing.
+
+  Its defects are about 10 pixels wide. Beside the images lies `REGION_FILE`, whose white pixels are
+  the product. See `write_dataset` for the arguments and the result.
+  """
+  counts = {('train', GOOD): train, ('test', GOOD): test_good}
+  counts |= {('test', defect): test_defect for defect in LARGE_DEFECTS}
+  jobs = [(LARGE_CATEGORY, *key, i) for key, count in counts.items() for i in range(count)]
+  height, width = LARGE_SIZE
+  files.announce_size('the demo dataset', Path(directory), height * width * len(jobs))
+
+  region = (cover.region_of_interest()[..., None] * 255).astype(np.uint8)
+  with _category_folders(Path(directory), [LARGE_CATEGORY]) as folders:
+    _save_image(region, folders[LARGE_CATEGORY] / REGION_FILE)
+    num_threads = min(threads.num_cores(), _MAX_LARGE_THREADS)
+    render = functools.partial(rendering.render_cover, seed=seed)
+    _write_images(folders, jobs, lambda _, *job: render(*job), num_threads, progress)
+  return Path(directory)
+
+
+@contextlib.contextmanager
+def _category_folders(directory: Path, categories: Sequence[str]) -> Iterator[dict[str, Path]]:
+  """Yield empty folders of categories that replace those below a directory on success."""
   with contextlib.ExitStack() as stack:
-    folders = {
-      name: stack.enter_context(files.atomic_directory(Path(directory) / name))
-      for name in categories
+    yield {
+      name: stack.enter_context(files.atomic_directory(directory / name)) for name in categories
     }
-    # Threads use all cores, because NumPy releases the GIL.
-    pool = stack.enter_context(threads.thread_pool(threads.num_cores(), 'demo'))
-    written = pool.map(lambda job: _write_image(folders[job[0]], job, seed, size), jobs)
+
+
+def _write_images(
+  folders: Mapping[str, Path],
+  jobs: Sequence[_Job],
+  render: Callable[..., rendering.RenderedImage],
+  num_threads: int,
+  progress: Progress,
+) -> None:
+  """Render images into the folders of their categories.
+
+  Args:
+    folders: folder of each category.
+    jobs: images to render.
+    render: function of the fields of a job.
+    num_threads: number of images that are rendered at once; NumPy releases the GIL.
+    progress: wrapper that shows progress.
+  """
+  with threads.thread_pool(num_threads, 'demo') as pool:
+    written = pool.map(lambda job: _write_image(folders[job[0]], job, render(*job)), jobs)
     for _ in progress(written, len(jobs), 'Drawing'):
       pass
-  return Path(directory)
 
 
 def _list_jobs(
@@ -109,10 +169,9 @@ def _list_jobs(
   ]
 
 
-def _write_image(folder: Path, job: _Job, seed: int, size: int) -> None:
-  """Render an image into the folder of its category, with its mask if it has a defect."""
+def _write_image(folder: Path, job: _Job, image: rendering.RenderedImage) -> None:
+  """Write an image into the folder of its category, with its mask if it has a defect."""
   _, split, defect, number = job
-  image = rendering.render_image(*job, seed, size)
   _save_image(image.pixels, folder / split / defect / f'{number:03d}.png')
   if defect != GOOD:
     mask = image.mask[..., None].astype(np.uint8) * 255

@@ -3,6 +3,7 @@
 Letters: h w height and width of an image; c channels, 1 for a monochrome camera, else 3.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 import zlib
 
@@ -10,7 +11,7 @@ from jaxtyping import Bool, UInt8
 import numpy as np
 from numpy.random import Generator
 
-from uadjax.data.demo import board, materials, noise, scene, washer
+from uadjax.data.demo import board, cover, materials, noise, scene, washer
 from uadjax.data.demo.scene import Color, Surface, View
 from uadjax.data.records import GOOD
 
@@ -55,11 +56,8 @@ def render_image(
     seed: seed of the dataset.
     size: side of the image in pixels.
   """
-  product, name = PRODUCTS[category], f'{category}/{split}/{defect}/{number}'.encode()
-
-  def random_stream(*stream_ids: int) -> Generator:
-    key = (zlib.crc32(name), *stream_ids)
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+  product = PRODUCTS[category]
+  random_stream = _random_streams(f'{category}/{split}/{defect}/{number}', seed)
 
   def draw(view: View, **options: object) -> Surface:
     return product.draw(random_stream(2), view, **options)
@@ -80,6 +78,37 @@ def render_image(
   levels = np.where(mask[..., None], levels, good_levels)
   pixels, defect_free = (_add_sensor_noise(random_stream(3), x) for x in (levels, good_levels))
   return RenderedImage(pixels, defect_free, mask)
+
+
+def render_cover(split: str, defect: str, number: int, seed: int) -> RenderedImage:
+  """Render one image of the large product, independently of all others.
+
+  Args:
+    split: 'train' or 'test'.
+    defect: 'good', or a name from `cover.DEFECTS`.
+    number: index of the image within its split and defect.
+    seed: seed of the dataset.
+  """
+  random_stream = _random_streams(f'cover/{split}/{defect}/{number}', seed)
+  good_cover = cover.draw_cover(random_stream(0))
+  good_levels = levels = good_cover.levels
+  if defect != GOOD:
+    levels = cover.add_defect(random_stream(1), good_cover, defect)
+  mask = abs(levels - good_levels) > _MIN_DIFFERENCE
+  levels = np.where(mask, levels, good_levels)
+  planes = (levels[..., None], good_levels[..., None])
+  pixels, defect_free = (_add_sensor_noise(random_stream(2), plane) for plane in planes)
+  return RenderedImage(pixels, defect_free, mask)
+
+
+def _random_streams(name: str, seed: int) -> Callable[..., Generator]:
+  """Return a function of ids that starts the random streams of one image of a dataset."""
+
+  def random_stream(*stream_ids: int) -> Generator:
+    key = (zlib.crc32(name.encode()), *stream_ids)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+  return random_stream
 
 
 def _expose(rng: Generator, light: Color) -> Color:
