@@ -56,6 +56,7 @@ _CONTENTS = """
 docs/train
 docs/data
 docs/detectors
+docs/small_defects
 docs/use
 docs/thresholds
 docs/deploy

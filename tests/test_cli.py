@@ -245,6 +245,8 @@ MISSPELLED = [
   (('export', 'M', '--include-resize=large'), '1024x1280'),
   (('report', 'M', 'D', '--category=disc', '--output=report.pdf'), '.html'),
   (('demo', 'demo', '--size=3'), 'at least 16'),
+  (('demo', 'demo', '--category=covers'), "'cover'"),
+  (('demo', 'demo', '--category=cover', '--size=64'), '2048 x 1536'),
 ]  # fmt: skip
 # Right commands whose inputs are missing (N) or unsuitable (G, good images only).
 UNUSABLE = [

@@ -404,7 +404,9 @@ class DemoOptions(NamedTuple):
   """
 
   directory: Path = _argument('DIR', 'Folder to write to.')
-  category: str = _option('all', 'NAME', 'A product, textures, objects, or all (default) but cover.')
+  category: str = _option(
+    'all', 'NAME', 'A product, textures, objects, or all (default) but cover.'
+  )
   seed: int = _option(0, 'N', 'Random seed of the images.')
   size: int | None = _option(
     None, 'N', 'Side of the images in pixels; default 256. Images of cover have 2048 x 1536.'

@@ -202,7 +202,9 @@ def _add_pinhole(
   return levels + coverage * (tone - levels)
 
 
-def _add_chip(rng: Generator, levels: Plane, y: Plane, x: Plane, lamp: tuple[float, float]) -> Plane:
+def _add_chip(
+  rng: Generator, levels: Plane, y: Plane, x: Plane, lamp: tuple[float, float]
+) -> Plane:
   """Chip the paint off bright metal."""
   coverage, radius = _blot(rng, y, x, 0.05)
   toward_lamp = (y * lamp[0] + x * lamp[1]) / radius
