@@ -5,7 +5,7 @@ Draw the demo product and fit both models as the page does, then draw the pictur
   uadjax demo drawn/ --category cover
   uadjax fit drawn/ --category cover --workdir runs/whole --override backbone.weights=embedded
   uadjax fit drawn/ --category cover --workdir runs/tiles --override backbone.weights=embedded \
-    --override 'data.ops=fit_within(1024)|tile(256, 32)'
+    --override 'data.ops=fit_within(1024)|tile(256, 32)' --override detector.ratio=0.001
   python experiments/small_defects_pictures.py --category drawn/cover --whole runs/whole/model \
     --tiles runs/tiles/model --output docs/
 """
@@ -67,11 +67,10 @@ def enlarge(
 
 
 def color(anomaly_map: Float[np.ndarray, 'h w'], high: float) -> Picture:
-  """Return the colors of an anomaly map from its minimum to a value."""
-  scale = heatmap.ColorScale(float(anomaly_map.min()), high)
-  black = np.zeros((*anomaly_map.shape, 3), np.uint8)
+  """Return the colors of an anomaly map from its median to a value."""
+  scale = heatmap.ColorScale(float(np.median(anomaly_map)), high)
   colors, _ = heatmap.colors_at(anomaly_map.ravel(), scale)
-  return colors.reshape(black.shape)
+  return colors.reshape(*anomaly_map.shape, 3)
 
 
 def arrange(pictures: dict[str, Image.Image]) -> Image.Image:
