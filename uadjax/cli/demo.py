@@ -33,7 +33,7 @@ def run(options: DemoOptions) -> None:
 
 def _require_valid(options: DemoOptions, categories: list[str]) -> None:
   """Raise an error for an unknown category, or a size where it cannot be chosen."""
-  allowed = (*demo.CATEGORIES, demo.LARGE_CATEGORY, 'textures', 'objects', 'all')
+  allowed = [*demo.CATEGORIES, demo.LARGE_CATEGORY, 'textures', 'objects', 'all']
   if options.category not in allowed:
     message = f'The demo dataset has no category {options.category!r}; choose from {allowed}.'
     raise UnknownName(message, allowed=allowed)

@@ -405,7 +405,7 @@ class DemoOptions(NamedTuple):
 
   directory: Path = _argument('DIR', 'Folder to write to.')
   category: str = _option(
-    'all', 'NAME', 'A product, textures, objects, or all (default) but cover.'
+    'all', 'NAME', 'A product, textures, objects, or all (default): all products but cover.'
   )
   seed: int = _option(0, 'N', 'Random seed of the images.')
   size: int | None = _option(
