@@ -3,6 +3,7 @@ import math
 import jax
 from jax import numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 from scipy import ndimage
 
@@ -39,6 +40,36 @@ def test_enlarge_is_bilinear():
 def test_weights_of_each_pixel_sum_to_one():
   for after, before in ((256, 64), (97, 13), (5, 5), (4, 1)):
     np.testing.assert_allclose(resampling.bilinear_matrix(after, before).sum(1), 1, rtol=1e-6)
+
+
+def test_antialiased_bicubic_is_pillows():
+  x = np.random.default_rng(0).random((7, 12), np.float32)
+  for height, width in ((3, 5), (7, 12), (16, 9)):
+    rows, columns = (
+      resampling.bicubic_matrix(new, old, old / new, antialias=True)
+      for new, old in ((height, 7), (width, 12))
+    )
+    expected = Image.fromarray(x).resize((width, height), Image.Resampling.BICUBIC)
+    np.testing.assert_allclose(rows @ x @ columns.T, expected, atol=1e-5)
+
+
+def test_bicubic_has_four_taps_and_repeats_the_ends():
+  x = np.random.default_rng(0).random(9)
+  for size, step in ((16, 9 / 16), (6, 9 / 6.1), (9, 1.0)):
+    expected = []
+    for i in range(size):
+      center = (i + 0.5) * step - 0.5
+      first = math.floor(center)
+      t = center - first
+      weights = [
+        -0.75 * (t**3 - 2 * t**2 + t), 1.25 * t**3 - 2.25 * t**2 + 1,
+        -1.25 * t**3 + 1.5 * t**2 + 0.75 * t, 0.75 * (t**3 - t**2),
+      ]  # fmt: skip
+      taps = (min(max(first + j, 0), 8) for j in range(-1, 3))
+      expected.append(sum(weight * x[tap] for weight, tap in zip(weights, taps, strict=True)))
+    matrix = resampling.bicubic_matrix(size, 9, step, antialias=False)
+    np.testing.assert_allclose(matrix @ x, expected, rtol=1e-5)
+  np.testing.assert_array_equal(resampling.bicubic_matrix(5, 5, 1.0, antialias=False), np.eye(5))
 
 
 def test_grey_opening_is_scipys():

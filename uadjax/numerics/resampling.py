@@ -26,6 +26,37 @@ def bilinear_matrix(new_size: int, old_size: int) -> Float[np.ndarray, 'new_size
   return np.maximum(0, 1 - np.abs(centers[:, None] - np.arange(old_size))).astype(np.float32)
 
 
+def bicubic_matrix(
+  new_size: int, old_size: int, step: float, antialias: bool
+) -> Float[np.ndarray, 'new_size old_size']:
+  """Return the matrix that resamples an axis by cubic convolution (Keys 1981), as PyTorch does.
+
+  Args:
+    new_size: number of values after.
+    old_size: number of values before.
+    step: distance of neighboring new values, in old ones; about `old_size / new_size`.
+    antialias: whether the kernel widens to a `step` above 1. If so, its slope at 1 is -1/2, and
+      values beyond the ends do not count; otherwise it is -3/4, and those at the ends repeat.
+  """
+  centers = (np.arange(new_size)[:, None] + 0.5) * step - 0.5
+  if antialias:
+    weights = _cubic((np.arange(old_size) - centers) / max(step, 1), -0.5)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+  taps = np.floor(centers).astype(int) + np.arange(-1, 3)
+  matrix = np.zeros((new_size, old_size))
+  rows = np.broadcast_to(np.arange(new_size)[:, None], taps.shape)
+  np.add.at(matrix, (rows, np.clip(taps, 0, old_size - 1)), _cubic(taps - centers, -0.75))
+  return matrix.astype(np.float32)
+
+
+def _cubic(x: Float[np.ndarray, 'm n'], a: float) -> Float[np.ndarray, 'm n']:
+  """Return the kernel of cubic convolution with slope `a` at 1; it ends at 2."""
+  x = np.abs(x)
+  inner = ((a + 2) * x - (a + 3)) * x**2 + 1
+  outer = (((x - 5) * x + 8) * x - 4) * a
+  return np.where(x < 1, inner, np.where(x < 2, outer, 0))
+
+
 def blur_matrix(size: int, sigma: float) -> Float[np.ndarray, 'size size']:
   """Return the matrix that blurs an axis with a Gaussian of `sigma` pixels, cut off at four sigma.
 
