@@ -407,7 +407,7 @@ def test_weights_are_listed_and_downloaded(uadjax, tmp_path, monkeypatch):
   status, out, _ = uadjax('weights', '--json')
   assert status == 0
   assert {entry['name']: entry['cached'] for entry in objects(out)} == dict.fromkeys(
-    weights.FILES, False
+    (*weights.FILES, *weights.META_FILES), False
   )
   assert fetched == []
   for _ in range(2):
@@ -453,7 +453,7 @@ def test_help_fits_and_shows_an_example(uadjax, monkeypatch, columns):
 
 def test_completion_offers_all_models_and_backbones():
   assert set(options.MODELS) == set(detectors.TITLES)
-  assert set(options.BACKBONES) == set(weights.FILES)
+  assert set(options.BACKBONES) == set(weights.published_files())
 
 
 def test_every_setting_is_listed(uadjax):

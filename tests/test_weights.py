@@ -330,7 +330,9 @@ def test_files_without_weights_are_refused(tmp_path):
 
 
 def test_a_path_that_is_no_file_is_refused(tmp_path):
-  refused(tmp_path / 'absent.pth', "No such file.*'imagenet', 'embedded', 'random' or a file")
+  refused(
+    tmp_path / 'absent.pth', "No such file.*'imagenet', 'published', 'embedded', 'random' or a file"
+  )
   refused(tmp_path, 'directory')
 
 

@@ -63,6 +63,8 @@ class Compact(nn.Module):
 
   # All stages that can be requested, and the number of residual blocks in each.
   available_stages = STAGES
+  # Sides of the smallest images, and whether it may be trained anew.
+  min_side, can_train = 32, True
   depths = tuple(config.depth for config in STAGE_CONFIGS.values())
 
   @nn.compact

@@ -40,6 +40,7 @@ class ResNet(nn.Module):
   zero_init_residual: bool = False
 
   available_stages = STAGES  # All that can be requested.
+  min_side, can_train = 32, True  # Sides of the smallest images; whether it may be trained anew.
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w 3'], train: bool = False) -> convolution.FeatureMaps:

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from uadjax.backbones import compact, weights
+from uadjax import backbones
+from uadjax.backbones import architecture
 from uadjax.config import field
 
 
@@ -10,8 +11,20 @@ from uadjax.config import field
 class BackboneSettings:
   """Section `backbone`."""
 
-  name: str = field('resnet18', 'Architecture.', choices=(*weights.FILES, compact.NAME))
+  name: str = field('resnet18', 'Architecture.', choices=backbones.NAMES)
   weights: str = field(
     'auto',
-    'imagenet, embedded, random or a file; auto: imagenet, or embedded if it is unavailable.',
+    'imagenet, published, embedded, random or a file; auto: for vision transformers published, for '
+    'others imagenet, or embedded if it is unavailable.',
+  )
+  architecture: str = field(
+    '',
+    f'Sizes of the backbone {architecture.NAME}, as in heads=6; what it omits is read off the file '
+    'of the weights.',
+    check=architecture.parse,
+  )
+  dtype: str = field(
+    'float32',
+    'Type of the factors of matrix products in vision transformers.',
+    choices=('float32', 'bfloat16'),
   )

@@ -18,7 +18,12 @@ from uadjax.inference.settings import AnomalyDetectionSettings, PredictSettings
 
 # Copies, because completion must not wait for importing JAX; a test compares them with the source.
 MODELS = ('PaDiM', 'PatchCore', 'STFPM')
-BACKBONES = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'wide_resnet50_2')
+BACKBONES = (
+  'resnet18', 'resnet34', 'resnet50', 'resnet101', 'wide_resnet50_2',
+  'dino_vits16', 'dino_vits8', 'dino_vitb16', 'dino_vitb8',
+  'dinov2_vits14', 'dinov2_vits14_reg', 'dinov2_vitb14', 'dinov2_vitb14_reg',
+  'dinov2_vitl14', 'dinov2_vitl14_reg', 'dinov2_vitg14', 'dinov2_vitg14_reg',
+)  # fmt: skip
 DEVICES = ('auto', 'cpu', 'gpu', 'gpu:0', 'gpu:0,1', 'tpu')
 
 _MODEL, _THRESHOLDS, _RESULTS = 'Model', 'Thresholds', 'Results'

@@ -15,13 +15,14 @@ from uadjax.system import files
 def run(options: WeightsOptions) -> None:
   """Print the state of one backbone's weights, after downloading missing ones, or of all."""
   name = options.name
-  if name is not None and name not in weights.FILES:
-    raise UnknownName(f'Unknown backbone {name!r}; choose from {sorted(weights.FILES)}.')
+  names = weights.published_files()
+  if name is not None and name not in names:
+    raise UnknownName(f'Unknown backbone {name!r}; choose from {sorted(names)}.')
   if name is not None:
     if not weights.cache_path(name).is_file():
       files.require_writable_cache()
     weights.fetch_published(name)
-  for arch in [name] if name else weights.FILES:
+  for arch in [name] if name else names:
     info = _weights_info(arch)
     if options.as_json:
       console.print_json(info)
@@ -33,12 +34,12 @@ def run(options: WeightsOptions) -> None:
 def _weights_info(arch: str) -> dict[str, Any]:
   """Return name, path, source and hash of a backbone's weights, without downloading any."""
   path = weights.cache_path(arch)
-  is_cached, source = path.is_file(), f'{weights.TORCHVISION}/{path.name}'
+  is_cached, source = path.is_file(), weights.published_files()[arch]
   info = {'name': arch, 'cached': is_cached, 'path': str(path), 'source': source}
   if not is_cached:
     return info
   sha256 = files.sha256(path)
-  is_intact = sha256.startswith(path.stem.rpartition('-')[2])
+  is_intact = sha256.startswith(weights.expected_digest(arch))
   return {**info, 'bytes': path.stat().st_size, 'sha256': sha256, 'intact': is_intact}
 
 
@@ -47,11 +48,11 @@ def _format_info(info: dict[str, Any]) -> Iterator[text.Text]:
   download_command = f'uadjax weights {info["name"]}'
   if not info['cached']:
     hint = f'not in the cache; to download: {download_command}'
-    yield text.Text.assemble((f'· {info["name"]:<16}', 'dim'), hint)
+    yield text.Text.assemble((f'· {info["name"]:<17} ', 'dim'), hint)
     return
   sign, style = console.SIGNS['OK' if info['intact'] else 'NG']
   damage = '' if info['intact'] else f', damaged; to download again: {download_command}'
   size = f'{info["bytes"] / 1e6:.0f} MB'
-  yield text.Text.assemble((f'{sign} {info["name"]:<16}', style), size + damage)
+  yield text.Text.assemble((f'{sign} {info["name"]:<17} ', style), size + damage)
   yield text.Text(f'  {runtime.to_printable(info["path"])}')
   yield text.Text(f'  sha256 {info["sha256"]}', 'dim')

@@ -23,6 +23,7 @@ from uadjax import backbones
 from uadjax.detectors import image_score, inspection
 from uadjax.detectors.base import Detector, Images, RunContext
 from uadjax.detectors.settings import StfpmSettings
+from uadjax.errors import refuse, Setting
 from uadjax.numerics import collectives, resampling
 from uadjax.types import Batch, Key, Metrics, PyTree, Scores, Variables
 
@@ -79,7 +80,18 @@ class Fitted(NamedTuple):
 
 
 def make(backbone: backbones.Backbone, context: RunContext, options: StfpmSettings) -> Detector:
-  """Build the STFPM detector."""
+  """Build the STFPM detector.
+
+  Raises:
+    ConfigError: the backbone cannot be a student.
+  """
+  if not backbone.can_train:
+    message = (
+      f'STFPM trains a student of the same architecture as the backbone from good images alone; '
+      f'a vision transformer such as {backbone.arch} needs far more images.'
+    )
+    hint = 'Choose another ', Setting('backbone.name'), ', or the detector PatchCore or PaDiM.'
+    refuse('backbone.name', backbone.arch, message, *hint)
   sgd = optax.sgd(context.learning_rate, options.momentum)
   optimizer = optax.chain(optax.add_decayed_weights(options.weight_decay), sgd)
   config = Config(backbone, context, options, optimizer)

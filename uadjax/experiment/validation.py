@@ -18,7 +18,7 @@ from uadjax.system import files
 from uadjax.training import resolve_backbone, train as training, workdir as workdirs
 from uadjax.training.settings import Settings
 
-_WEIGHTS = 'auto', 'imagenet', 'embedded', 'random'
+_WEIGHTS = 'auto', 'imagenet', 'published', 'embedded', 'random'
 
 
 def validate(config: Settings, workdir: Path) -> None:
@@ -64,7 +64,7 @@ def _check_training(config: Settings, workdir: Path) -> None:
     is_resuming, config = bool(config.fit.resume), configs.replace(config, {'fit.resume': ''})
     for category in () if is_resuming else categories:
       workdirs.require_no_conflict(workdir / category, config)
-  _require_backbone(config)
+  config = _with_valid_backbone(config)
   for ops in () if config.fit.extend else _load_ops(config, categories):
     if ops.region:  # The detector may need a larger one.
       model_dir.build_detector(config, model_dir.scoring_context(ops))
@@ -105,17 +105,21 @@ def _load_ops(config: Settings, categories: list[str]) -> list[transforms.Ops]:
   return [data.load_ops(dataclasses.replace(config.data, category=name)) for name in categories]
 
 
-def _require_backbone(config: Settings) -> None:
+def _with_valid_backbone(config: Settings) -> Settings:
+  """Return the configuration with the architecture of its backbone, after checking both."""
   (name, source), layers = (config.backbone.name, config.backbone.weights), config.detector.layers
-  with about('detector.layers', layers):
-    backbones.build(name, layers)
   with about('backbone.weights', source):
     if source not in _WEIGHTS and not Path(source).expanduser().is_file():
       hint = Setting('backbone.weights'), f' is a file or one of {", ".join(_WEIGHTS)}.'
       refuse('backbone.weights', source, f'No file {source}.', *hint, allowed=_WEIGHTS)
+    config = resolve_backbone.resolve_architecture(config)
+  with about('detector.layers', layers):
+    backbones.build(name, layers, config.backbone.architecture, config.backbone.dtype)
+  with about('backbone.weights', source):
     if source != 'auto':
       weights.choose(name, source, layers)
   model_dir.build_detector(config, model_dir.scoring_context(transforms.parse(config.data.ops)))
+  return config
 
 
 def _require_model(key: str, directory: str, workdir: Path) -> model_dir.ModelInfo:

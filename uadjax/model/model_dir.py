@@ -193,7 +193,8 @@ def scoring_context(ops: transforms.Ops) -> RunContext:
 
 def build_detector(config: HasDetector, context: RunContext) -> tuple[backbones.Backbone, Detector]:
   """Return the backbone and the detector of a configuration, without any array."""
-  backbone = backbones.build(config.backbone.name, tuple(config.detector.layers))
+  settings, stages = config.backbone, tuple(config.detector.layers)
+  backbone = backbones.build(settings.name, stages, settings.architecture, settings.dtype)
   return backbone, detectors.build(config.detector, backbone, context)
 
 

@@ -14,7 +14,7 @@ from uadjax.training.settings import Settings
 
 
 def resolve_backbone(config: Settings, workdir: Path) -> Settings:
-  """Return the configuration with definite `backbone.name` and `backbone.weights`.
+  """Return the configuration with definite `backbone.name`, `weights` and `architecture`.
 
   A run that is resumed or that extends another keeps the backbone of that run, even if ImageNet
   weights have become available since. Warns, once per process, when they are unavailable.
@@ -22,7 +22,10 @@ def resolve_backbone(config: Settings, workdir: Path) -> Settings:
   backbone, layers = config.backbone, config.detector.layers
   if backbone.weights == 'auto' and (previous := _previous_backbone(config, workdir)):
     return dataclasses.replace(config, backbone=previous)
-  backbones.build(backbone.name, layers)  # Rejects unknown names before anything is downloaded.
+  config = resolve_architecture(config)
+  backbone = config.backbone
+  # Rejects unknown names before anything is downloaded.
+  backbones.build(backbone.name, layers, backbone.architecture, backbone.dtype)
   choice = weights.choose(backbone.name, backbone.weights, layers)
   if choice.fallback_reason:
     logging.LOG.debug('%s', choice.fallback_reason)
@@ -31,7 +34,19 @@ def resolve_backbone(config: Settings, workdir: Path) -> Settings:
       'ImageNet weights are unavailable; using the built-in backbone, which is about as accurate.\n'
       'To use them, run `uadjax weights %s` where there is a network.', backbone.name,
     )  # fmt: skip
-  return dataclasses.replace(config, backbone=BackboneSettings(choice.name, choice.weights))
+  backbone = dataclasses.replace(backbone, name=choice.name, weights=choice.weights)
+  return dataclasses.replace(config, backbone=backbone)
+
+
+def resolve_architecture(config: Settings) -> Settings:
+  """Return the configuration with a `backbone.architecture` that the weights complete."""
+  backbone = config.backbone
+  architecture = weights.complete_architecture(
+    backbone.name, backbone.weights, backbone.architecture
+  )
+  return dataclasses.replace(
+    config, backbone=dataclasses.replace(backbone, architecture=architecture)
+  )
 
 
 def _previous_backbone(config: Settings, workdir: Path) -> BackboneSettings | None:
@@ -45,7 +60,7 @@ def _previous_backbone(config: Settings, workdir: Path) -> BackboneSettings | No
   if config.fit.resume and config_path.is_file():
     try:
       backbone = yaml.safe_load(config_path.read_text())['backbone']
-      return BackboneSettings(backbone['name'], backbone['weights'])
+      return BackboneSettings(**backbone)
     except (yaml.YAMLError, TypeError, KeyError):
       return None
   return None

@@ -32,7 +32,8 @@ OnFitted = Callable[[Detector, PyTree], None]
 
 # Settings that a run must share with the run that it extends.
 _FIXED_ON_EXTEND = (
-  'detector.', 'backbone.name', 'data.ops', 'data.bits', 'data.range', 'data.roi', 'fit.augment',
+  'detector.', 'backbone.name', 'backbone.architecture', 'backbone.dtype', 'data.ops', 'data.bits',
+  'data.range', 'data.roi', 'fit.augment',
 )  # fmt: skip
 _MIN_IMAGES = 3  # Without the held-out image, two remain, as a variance needs.
 # Titles of the steps, with `one_pass.CORESET`.

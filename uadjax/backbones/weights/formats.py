@@ -28,7 +28,7 @@ _SAFETENSORS_DTYPES = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'BF16': jnp.bfl
 # most so many bytes, which is more than they have in the file.
 _BYTES_PER_ZIP_ENTRY, _BYTES_PER_HEADER_BYTE = 1024, 16
 _BYTES_PER_VIEW = 1024  # Of a tensor without its numbers.
-_MAX_INFLATED_BYTES = 4 << 30  # This is more than ten times the largest ResNet.
+_MAX_INFLATED_BYTES = 6 << 30  # The largest published backbone, ViT-g, has 4.5 GB.
 _WRAPPER_KEYS = ('state_dict', 'model', 'state_dict')  # Lightning, MoCo and others nest these.
 _MAX_DIMENSIONS = 64  # As NumPy.
 _PADDLE_SLICES_KEY = 'UnpackBigParamInfor@@'  # Paddle's list of tensors in slices below 1 GiB.

@@ -6,7 +6,7 @@ import re
 import jax
 from jax import numpy as jnp
 
-from uadjax.backbones import Backbone, resnet
+from uadjax.backbones import ConvNet, resnet
 
 # By name: the keys that lead to a leaf of a module's variables, and the shape in a file.
 ExpectedTensors = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
@@ -16,7 +16,7 @@ _TORCHVISION_LEAVES |= {'mean': 'running_mean', 'var': 'running_var'}
 _PADDLE_LEAVES = {'_mean': 'running_mean', '_variance': 'running_var'}
 
 
-def expected_tensors(module: Backbone) -> ExpectedTensors:
+def expected_tensors(module: ConvNet) -> ExpectedTensors:
   """Return the path of each variable and the tensor's shape in a file, by torchvision's name."""
   images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   variables = jax.eval_shape(module.init, jax.random.key(0), images)
