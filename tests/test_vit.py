@@ -529,14 +529,14 @@ def test_published_files_are_of_published_networks():
 # Models.
 
 
-def test_patchcore_scores_by_the_tokens_of_a_vision_transformer(rotary):
+def test_patchcore_scores_by_the_tokens_of_a_vision_transformer(rotary, one_way_to_measure):
   module, variables, _ = rotary
   x = np.random.default_rng(0).integers(0, 256, (4, 8, 12, 3), np.uint8)
   batch = Batch(x[:3], np.ones(3, bool), np.arange(3, dtype=np.int32))
   options = PatchcoreSettings(layers=module.stages, ratio=1.0)
   detector = patchcore.make(module, base.RunContext(8, 12, max_images=3), options)
   state, _ = jax.jit(detector.update)(detector.init(jax.random.key(0), variables), batch)
-  fitted = detector.finalize(state)  # Of all patches, so no coreset needs to be selected.
+  fitted = detector.finalize(detector.incremental.select(state))
   assert fitted.memory_bank.rows.shape == (3 * 2 * 3, 3 * module.config.width)
   scores = jax.jit(detector.score)(fitted, x)
   assert scores.image[:3].max() < 1e-2 < scores.image[3]
