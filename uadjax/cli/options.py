@@ -17,7 +17,7 @@ from uadjax.export.settings import ExportSettings
 from uadjax.inference.settings import AnomalyDetectionSettings, PredictSettings
 
 # Copies, because completion must not wait for importing JAX; a test compares them with the source.
-MODELS = ('PaDiM', 'PatchCore', 'STFPM')
+MODELS = ('PaDiM', 'PatchCore', 'STFPM', 'SubspaceAD')
 BACKBONES = (
   'resnet18', 'resnet34', 'resnet50', 'resnet101', 'wide_resnet50_2',
   'dino_vits16', 'dino_vits8', 'dino_vitb16', 'dino_vitb8',
@@ -212,7 +212,7 @@ class FitOptions(NamedTuple):
 
   DATASET is a folder of normal images.
   If it has test images, the model is evaluated on them.
-  With --extend, a fitted PaDiM or PatchCore model learns from further normal images.
+  With --extend, a fitted PaDiM, PatchCore or SubspaceAD model learns from further normal images.
   `uadjax train` is the same command.
 
   Examples:
@@ -228,7 +228,7 @@ class FitOptions(NamedTuple):
     'Default: PatchCore, or the detector of --extend.', autocompletion=lambda: MODELS,
   )  # fmt: skip
   extend: Path | None = _option(
-    None, 'DIR', 'Model directory of the PaDiM or PatchCore model to extend with further images.'
+    None, 'DIR', 'Model directory to extend with further images; of any detector but STFPM.'
   )
   category: str = _CATEGORY
   workdir: Path | None = _option(

@@ -69,7 +69,7 @@ def _parse_model_dirs(arguments: Sequence[str]) -> dict[str, Path]:
     ModelError: a directory holds no model.
   """
   if not arguments:
-    return {'demo': demo_model.ensure_model_dir(demo_model.DEFAULT_TITLE)}
+    return {'demo': demo_model.ensure_model_dir(demo_model.DEFAULT_DETECTOR)}
   directories: dict[str, Path] = {}
   for argument in arguments:
     name, equals, path = argument.partition('=')

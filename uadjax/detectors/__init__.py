@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from uadjax import backbones
-from uadjax.detectors import padim, patchcore_by_layer, settings as options, stfpm
+from uadjax.detectors import padim, patchcore_by_layer, settings as options, stfpm, subspace
 from uadjax.detectors.base import Detector, RunContext
 from uadjax.errors import UnknownName
 
@@ -25,6 +25,7 @@ _DETECTORS = {
   'padim': _Entry('PaDiM', padim.make, options.PadimSettings, True),
   'patchcore': _Entry('PatchCore', patchcore_by_layer.make, options.PatchcoreSettings, True, True),
   'stfpm': _Entry('STFPM', stfpm.make, options.StfpmSettings, False),
+  'subspace': _Entry('SubspaceAD', subspace.make, options.SubspaceSettings, True),
 }
 
 TITLES = tuple(entry.title for entry in _DETECTORS.values())
@@ -52,6 +53,13 @@ def settings_types() -> Mapping[str, Callable[..., options.DetectorSettings]]:
 def title(name: str) -> str:
   """Return the name of a detector as its paper writes it: PatchCore for patchcore."""
   return _find_entry(name).title
+
+
+def find(text: str) -> str:
+  """Return the name of the detector with this name or title, in any case; '' if there is none."""
+  text = text.lower()
+  names = (k for k, entry in _DETECTORS.items() if text in (k, entry.title.lower()))
+  return next(names, '')
 
 
 def learns_in_one_pass(name: str) -> bool:

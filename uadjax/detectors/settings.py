@@ -80,6 +80,18 @@ class PatchcoreSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class SubspaceSettings:
+  """Section `detector` of SubspaceAD."""
+
+  name: str = field('subspace', _NAME_HELP)
+  layers: tuple[str, ...] = field(('layer2', 'layer3'), _LAYERS_HELP)
+  image_score: str = field(_IMAGE_SCORE, _IMAGE_SCORE_HELP, check=image_score.parse)
+  share: float = field(
+    0.95, 'Share of the variance of the patches that the subspace has.', above=0, maximum=1
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class StfpmSettings:
   """Section `detector` of STFPM."""
 

@@ -142,7 +142,7 @@ def evaluate_model(config: Settings, workdir: Path) -> Result:
   def evaluate_category(config: Settings, workdir: Path) -> Result:
     model = _load_for_evaluation(config, workdir)
     evaluate_run.log_ignored_settings(config.data, model.config.data)
-    if config.detector.name.lower() != model.name.lower():
+    if config.detector.name != model.config.detector.name:
       log.LOG.info('Evaluating a %s model; the detector in the config is ignored.', model.name)
     return evaluate_run.check_and_evaluate(model, config, workdir)
 

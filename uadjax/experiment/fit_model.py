@@ -38,10 +38,10 @@ def fit_model(
 ) -> predictor.Predictor:
   """Fit a detector to a dataset, calibrate, evaluate and save it, and return a predictor.
 
-  With `extend`, a fitted PaDiM or PatchCore model learns from further good images. The result is a
-  new model, and the earlier images are not needed. The model that is extended does not change,
-  unless `workdir` is the directory of its run and {'fit.overwrite': True} is set: then it is
-  replaced.
+  With `extend`, a fitted PaDiM, PatchCore or SubspaceAD model learns from further good images. The
+  result is a new model, and the earlier images are not needed. The model that is extended does not
+  change, unless `workdir` is the directory of its run and {'fit.overwrite': True} is set: then it
+  is replaced.
 
   The process keeps its JAX settings, signal handlers, log handlers and environment, unless
   `tune_process` is true.
@@ -49,9 +49,9 @@ def fit_model(
   Args:
     dataset: folder of good images, or a dataset in any layout that `python -m uadjax.main` reads;
       the model is evaluated if the dataset has test images.
-    model_name: 'STFPM', 'PaDiM' or 'PatchCore' (case-insensitive), optionally with a variant of its
-      configuration after a colon, such as 'PatchCore:ten'; by default 'PatchCore', or the detector
-      of the model to extend.
+    model_name: 'STFPM', 'PaDiM', 'PatchCore' or 'SubspaceAD' (case-insensitive), optionally with a
+      variant of its configuration after a colon, such as 'PatchCore:ten'; by default 'PatchCore',
+      or the detector of the model to extend.
     workdir: directory for the outputs, such as model/ and report.html; by default
       runs/<model>_<folder>, or runs/<run>_<folder> for a run that extends the model of <run>.
     device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'.
@@ -142,10 +142,10 @@ def _nothing_left_if_refused(run_dir: Path) -> Iterator[None]:
 def _config_name(model_name: str) -> str:
   """Return the name of a model's configuration: 'patchcore:ten' for 'PatchCore:ten'."""
   name, colon, variant = str(model_name).partition(':')
-  titles = {title.lower(): title for title in detectors.TITLES}
-  if name.lower() not in titles:
-    raise UnknownName(f'Unknown model {name!r}; choose from {sorted(titles.values())}.')
-  return name.lower() + colon + variant
+  detector = detectors.find(name)
+  if not detector:
+    raise UnknownName(f'Unknown model {name!r}; choose from {sorted(detectors.TITLES)}.')
+  return detector + colon + variant
 
 
 def _load_extension(model_name: str | None, values: Mapping[str, object]) -> settings.Settings:

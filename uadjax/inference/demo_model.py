@@ -22,29 +22,29 @@ from uadjax.data import demo
 from uadjax.errors import ModelError
 from uadjax.system import files, logging, progress
 
-DEFAULT_TITLE = 'PatchCore'  # Detector of the demo model if none is named.
+DEFAULT_DETECTOR = 'patchcore'  # Detector of the demo model if none is named.
 
 
-def ensure_model_dir(title: str) -> Path:
+def ensure_model_dir(name: str) -> Path:
   """Return the demo model's directory in the user's cache, and fit the model if it is missing.
 
   Args:
-    title: title of the detector, such as 'PatchCore'.
+    name: name of the detector, such as 'patchcore'.
 
   Raises:
     ModelError: the demo model could not be fitted.
     ConfigError: the cache cannot be written.
   """
-  config = demo_config(title.lower())
+  config = demo_config(name)
   config_text = yaml.safe_dump(config)
   digest = hashlib.sha256(f'{uadjax.__version__} {demo.VERSION} {config_text}'.encode())
   digest.update(weights.EMBEDDED.read_bytes())
-  model_dir = files.cache_dir() / 'demo-models' / f'{title.lower()}-{digest.hexdigest()[:12]}'
+  model_dir = files.cache_dir() / 'demo-models' / f'{name}-{digest.hexdigest()[:12]}'
   logging.LOG.warning(
     'No model directory was given, so a demo model is used: %s fitted on synthetic images (%s) '
     'with %s weights. Its verdict on your images is meaningless. Fit a model on your good images '
     'with `uadjax fit DIR`, and pass its directory as model_dir=RUN/model.%s',
-    title, config['data.category'], config['backbone.weights'],
+    detectors.title(name), config['data.category'], config['backbone.weights'],
     '' if model_dir.is_dir() else ' The demo model is fitted now, once, in a minute or two.',
   )  # fmt: skip
   if not model_dir.is_dir():

@@ -35,7 +35,8 @@ def create_model(
   """Open a model directory for `predict`.
 
   Args:
-    model_name: 'STFPM', 'PaDiM' or 'PatchCore' (case-insensitive), or a model directory.
+    model_name: 'STFPM', 'PaDiM', 'PatchCore' or 'SubspaceAD' (case-insensitive), or a model
+      directory.
     model_dir: model directory, which is `<workdir>/model` of the run that fitted it. Without one a
       demo model is used, with a warning; it is fitted on synthetic images when first needed.
     device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'. Several devices share the batches.
@@ -282,18 +283,17 @@ def _resolve_model(name: str, directory: str | None) -> tuple[str, Path]:
     UnknownName: `name` is neither a detector nor a directory.
     ModelError: the demo model, used if no directory is given, could not be fitted.
   """
-  titles = {title.lower(): title for title in detectors.TITLES}
   if name and not directory and Path(name).is_dir():
     return '', Path(name)
-  title = titles.get(name.lower(), '')
-  if name and not title:
-    raise UnknownName(
-      f'Unknown model {name!r}; choose from {sorted(titles.values())}, or pass a model directory.'
-    )
+  detector = detectors.find(name)
+  if name and not detector:
+    titles = sorted(detectors.TITLES)
+    raise UnknownName(f'Unknown model {name!r}; choose from {titles}, or pass a model directory.')
+  title = detectors.title(detector) if detector else ''
   if directory:
     return title, Path(directory)
   # Opening a model directory does not need the code that draws images and fits.
   from uadjax.inference import demo_model
 
-  title = title or demo_model.DEFAULT_TITLE
-  return title, demo_model.ensure_model_dir(title)
+  detector = detector or demo_model.DEFAULT_DETECTOR
+  return detectors.title(detector), demo_model.ensure_model_dir(detector)

@@ -40,7 +40,9 @@ class AnomalyDetectionSettings:
   """Section `SubModules.AnomalyDetection` of a pipeline."""
 
   module_name: str = field('anomaly_detection', 'Name of the module.')
-  model_name: str = field('', 'STFPM, PaDiM or PatchCore; must match the model directory.')
+  model_name: str = field(
+    '', 'STFPM, PaDiM, PatchCore or SubspaceAD; must match the model directory.'
+  )
   model_dir: str = field('', 'Model directory; empty for a demo model.')
   batch_size: int = field(1, 'Images per batch.', minimum=1, maximum=MAX_BATCH_SIZE)
   image_threshold: float | None = field(None, IMAGE_THRESHOLD_HELP)

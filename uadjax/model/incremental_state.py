@@ -209,8 +209,8 @@ def _require_consistent(images: LearnedImages) -> None:
 
 def _incomplete(folder: Path, error: Exception) -> ModelError:
   return ModelError(
-    f'{folder} does not hold a complete incremental state ({describe(error)}). A run of PaDiM or '
-    'PatchCore writes one next to its model.',
+    f'{folder} does not hold a complete incremental state ({describe(error)}). A run of PaDiM, '
+    'PatchCore or SubspaceAD writes one next to its model.',
     hint=('Set ', Setting('fit.extend'), ' to that model, or omit it to start from scratch.'),
   )
 

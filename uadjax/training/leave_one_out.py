@@ -2,7 +2,7 @@
 
 Each image is scored by a model that has learned neither from it nor from its near-duplicates:
 
-- With several folds (PatchCore), the model lacks the fold of the image.
+- With several folds (PatchCore, SubspaceAD), the model lacks the fold of the image.
 - With a single fold (PaDiM), the image is left out in closed form. For an image with
   near-duplicates, several tiles or augmented copies, all of them are removed from the model.
 

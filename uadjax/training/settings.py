@@ -47,7 +47,7 @@ class FitSettings:
   )
   resume: str = field('', 'latest, best, or the step of a checkpoint to continue from.')
   overwrite: bool = field(False, 'Whether to replace an existing run.')
-  extend: str = field('', 'Model directory of PaDiM or PatchCore to extend with further images.')
+  extend: str = field('', 'Model directory to extend with further images; of all but STFPM.')
   augment: str = field(
     '', 'Ops that make augmented copies of good images, separated by |.', check=augment.parse
   )

@@ -103,9 +103,10 @@ def validate(config: Settings) -> None:
       refuse('fit.held_out', fit.held_out, message, allowed='above 0 and below 1')
     if fit.extend:
       hint = 'Resume training with ', Setting('fit.resume', 'latest'), '.'
-      refuse('fit.extend', fit.extend, 'Only PaDiM and PatchCore can be extended.', *hint)
+      message = 'Only PaDiM, PatchCore and SubspaceAD can be extended.'
+      refuse('fit.extend', fit.extend, message, *hint)
     if fit.augment:
-      message = 'Only PaDiM and PatchCore learn from augmented copies.'
+      message = 'Only PaDiM, PatchCore and SubspaceAD learn from augmented copies.'
       refuse('fit.augment', fit.augment, message, 'Omit ', Setting('fit.augment'), '.', allowed='')
     return
   _require_whole_images(config)

@@ -16,7 +16,7 @@ Letters: b batch, h w patch grid, d embedding, n bank rows, H W image at network
 from collections.abc import Callable, Iterator
 import functools
 import math
-from typing import cast, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 from uadjax import backbones
-from uadjax.detectors import base, image_score, inspection
+from uadjax.detectors import base, image_score, inspection, patch_embeddings
 from uadjax.detectors.base import Embeddings, HostEmbeddings, Images, Statistics
 from uadjax.detectors.patchcore import capacity, leave_out, memory_bank as banks, selection
 from uadjax.detectors.settings import PatchcoreSettings
@@ -183,18 +183,8 @@ def extract_features(config: Config, variables: Variables, images: Images) -> Em
   Averages 3x3 neighborhoods of each stage, upsamples all stages bilinearly to the size of the
   first, and concatenates their channels.
   """
-  backbone, channels = config.backbone, config.options.channels
-  features = backbone.apply(variables, backbones.normalize(images))
-  stages = cast(dict[str, Float[Array, 'b _h _w _c']], features)
-  grid = stages[backbone.stages[0]].shape[1:3]
-  resampled = []
-  for x in (stages[name] for name in backbone.stages):
-    row_matrix, column_matrix = (
-      jnp.asarray(resampling.bilinear_matrix(new, old) @ resampling.pool_matrix(old))
-      for new, old in zip(grid, x.shape[1:3], strict=True)
-    )
-    resampled.append(resampling.apply_separable(row_matrix, column_matrix, x))
-  x = jnp.concatenate(resampled, axis=-1)
+  channels = config.options.channels
+  x = patch_embeddings.extract(config.backbone, variables, images, average_neighbors=True)
   if not 0 < channels < x.shape[-1]:
     return x
   averaging_matrix = jnp.asarray(resampling.adaptive_pool_matrix(channels, x.shape[-1]))
@@ -209,22 +199,13 @@ def embed(config: Config, variables: Variables, batch: Batch) -> Embeddings:
   if batch.features is not None:
     return batch.features
   images = jnp.asarray(batch.image)
-  x, inspected = extract_features(config, variables, images), _find_pixels(config, images)
-  if inspected is None or not config.context.has_blanks:
-    return x
-  cells = jnp.asarray(inspection.find_cells(inspected, *config.grid))
-  return jnp.where(cells[..., None], x, jnp.nan)
+  x = extract_features(config, variables, images)
+  return patch_embeddings.mark_blanks(config.context, x, images)
 
 
 def embed_for_search(config: Config, variables: Variables, batch: Batch) -> Embeddings:
   """Return what `embed` returns, but zeros for blank patches, whose distances do not count."""
-  x = embed(config, variables, batch)
-  return jnp.where(jnp.isnan(x), 0.0, x) if config.context.has_blanks else x
-
-
-def _find_pixels(config: Config, images: Images) -> inspection.Inspected | None:
-  """Return the inspected pixels of images; None for all."""
-  return inspection.find_pixels(images, config.context.inspected, config.context.has_blanks)
+  return patch_embeddings.clear_blanks(config.context, embed(config, variables, batch))
 
 
 def learned_embeddings(
@@ -342,7 +323,7 @@ def find_distances(config: Config, fitted: Fitted, x: Embeddings) -> Distances:
 def score_distances(config: Config, distance: Distances, images: Images) -> Scores:
   """Score images, given the distance of each patch to the memory bank."""
   image_size = config.context.height, config.context.width
-  inspected = _find_pixels(config, images)
+  inspected = patch_embeddings.find_pixels(config.context, images)
   return image_score.from_distances(distance, image_size, config.options.image_score, inspected)
 
 

@@ -1,0 +1,61 @@
+"""Patch embeddings: the features of all stages of a backbone, on the grid of the first stage.
+
+Patches of blank pixels (see `inspection`) have embeddings that are NaN, so that detectors that
+store embeddings recognize them.
+"""
+
+from typing import cast
+
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+
+from uadjax import backbones
+from uadjax.detectors import inspection
+from uadjax.detectors.base import Embeddings, Images, RunContext
+from uadjax.numerics import resampling
+from uadjax.types import Variables
+
+
+def extract(
+  backbone: backbones.Backbone, variables: Variables, images: Images, average_neighbors: bool
+) -> Embeddings:
+  """Return the concatenated stages, upsampled bilinearly to the size of the first.
+
+  Args:
+    backbone: network whose stages are the features.
+    variables: its variables.
+    images: the images.
+    average_neighbors: whether each patch is first averaged with its neighbors, in windows of 3x3.
+  """
+  features = backbone.apply(variables, backbones.normalize(images))
+  stages = cast(dict[str, Float[Array, 'b _h _w _c']], features)
+  grid = stages[backbone.stages[0]].shape[1:3]
+  resampled = []
+  for x in (stages[name] for name in backbone.stages):
+    matrices = []
+    for new, old in zip(grid, x.shape[1:3], strict=True):
+      matrix = resampling.bilinear_matrix(new, old)
+      matrix = matrix @ resampling.pool_matrix(old) if average_neighbors else matrix
+      matrices.append(jnp.asarray(matrix))
+    is_unchanged = x.shape[1:3] == grid and not average_neighbors
+    resampled.append(x if is_unchanged else resampling.apply_separable(*matrices, x))
+  return jnp.concatenate(resampled, axis=-1)
+
+
+def find_pixels(context: RunContext, images: Images) -> inspection.Inspected | None:
+  """Return the inspected pixels of images; None for all."""
+  return inspection.find_pixels(images, context.inspected, context.has_blanks)
+
+
+def mark_blanks(context: RunContext, x: Embeddings, images: Images) -> Embeddings:
+  """Return the embeddings of images, but NaN for those of patches that are blank."""
+  inspected = find_pixels(context, images)
+  if inspected is None or not context.has_blanks:
+    return x
+  cells = jnp.asarray(inspection.find_cells(inspected, *x.shape[1:3]))
+  return jnp.where(cells[..., None], x, jnp.nan)
+
+
+def clear_blanks(context: RunContext, x: Embeddings) -> Embeddings:
+  """Return embeddings with zeros for blank patches, whose distances do not count."""
+  return jnp.where(jnp.isnan(x), 0.0, x) if context.has_blanks else x
