@@ -31,14 +31,22 @@ DETECTOR_FLAGS = {
   'padim': ('--config.detector.channels=9',),
   'patchcore': ('--config.detector.ratio=0.125',),
   'stfpm': (f'--config.fit.steps={STEPS}',),
+  'subspace': (),
 }
 NAMES = tuple(DETECTOR_FLAGS)
+# For runs of every detector. What the default run has not of SubspaceAD is in test_subspace.py.
+EVERY_NAME = (*NAMES[:-1], pytest.param('subspace', marks=pytest.mark.slow))
 # For what is done in the same way whatever the detector: by default with the simplest one alone.
 ANY_NAME = (
   'padim',
-  *(pytest.param(name, marks=pytest.mark.slow) for name in ('patchcore', 'stfpm')),
+  *(pytest.param(name, marks=pytest.mark.slow) for name in ('patchcore', 'stfpm', 'subspace')),
 )
-TITLES = {'padim': 'PaDiM', 'patchcore': 'PatchCore', 'stfpm': 'STFPM'}
+TITLES = {
+  'padim': 'PaDiM',
+  'patchcore': 'PatchCore',
+  'stfpm': 'STFPM',
+  'subspace': 'SubspaceAD',
+}
 NO_EVALUATION = '--config.evaluate.do_eval=false'
 
 # Errors with exit status 2; others have 1.

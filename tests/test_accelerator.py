@@ -256,9 +256,13 @@ def slow_upsample(x, size, pool=False, sigma=0.0):
 
 def slow_scores(model, images):
   """Maps and image scores as the papers define them, in float64."""
-  return {'PaDiM': slow_padim, 'PatchCore': slow_patchcore, 'STFPM': slow_stfpm}[model.name](
-    model, images
-  )
+  functions = {
+    'PaDiM': slow_padim,
+    'PatchCore': slow_patchcore,
+    'STFPM': slow_stfpm,
+    'SubspaceAD': slow_subspace,
+  }
+  return functions[model.name](model, images)
 
 
 def slow_projected_embeddings(model, images):
@@ -276,11 +280,11 @@ def slow_padim(model, images):
   return slow_image_scores(model, np.linalg.norm(white, axis=-1))
 
 
-def slow_embeddings(variables, images, layers):
-  """Patch embeddings of PatchCore, in float64."""
+def slow_embeddings(variables, images, layers, pool):
+  """Patch embeddings, in float64."""
   stages = slow_features(variables, images, layers)
   size = stages[layers[0]].shape[1:3]
-  return np.concatenate([slow_upsample(stages[k], size, pool=True) for k in layers], axis=-1)
+  return np.concatenate([slow_upsample(stages[k], size, pool) for k in layers], axis=-1)
 
 
 def slow_distances(x, rows):
@@ -296,8 +300,15 @@ def bank_rows(model):
 
 
 def slow_patchcore(model, images):
-  x = slow_embeddings(model.fitted.backbone, images, model.config.detector.layers)
+  x = slow_embeddings(model.fitted.backbone, images, model.config.detector.layers, True)
   return slow_image_scores(model, slow_distances(x, bank_rows(model)).reshape(x.shape[:-1]))
+
+
+def slow_subspace(model, images):
+  (mean, complement), layers = model.fitted.subspace, model.config.detector.layers
+  deviation = slow_embeddings(model.fitted.backbone, images, layers, False) - np.asarray(mean)
+  residual = deviation @ np.asarray(complement, np.float64).T
+  return slow_image_scores(model, (residual**2).sum(axis=-1))
 
 
 def slow_stfpm(model, images):
@@ -408,7 +419,7 @@ def test_batched_equals_one_by_one_and_repeats_to_the_bit(name, trained, images,
     np.testing.assert_array_equal(again, before)
 
 
-@pytest.mark.parametrize('name', small_runs.NAMES)
+@pytest.mark.parametrize('name', small_runs.EVERY_NAME)
 def test_image_auroc_equals_the_comparison_of_all_pairs(name, trained):
   """AUROC is the share of ordered pairs, where equal scores count as half a pair."""
   rows = small_runs.table(trained(name) / 'scores.csv')
@@ -443,7 +454,7 @@ def test_a_coreset_covers_as_well_as_greedy_selection_and_the_cpu(
   """Rounding may swap two equally far patches; the selection then covers as well."""
   model = opened(trained('patchcore'))
   rows, layers = bank_rows(model), model.config.detector.layers
-  patches = slow_embeddings(model.fitted.backbone, learned, layers)
+  patches = slow_embeddings(model.fitted.backbone, learned, layers, True)
   patches = patches.reshape(-1, patches.shape[-1])
   picks = [int(np.linalg.norm(patches - rows[0], axis=1).argmin())]
   distance = np.full(len(patches), np.inf)

@@ -194,7 +194,9 @@ def augmented(trained):
   return lambda name: trained(name, FLAG, small_runs.NO_EVALUATION)
 
 
-@pytest.fixture(params=['padim', pytest.param('patchcore', marks=pytest.mark.slow)])
+@pytest.fixture(
+  params=['padim', *(pytest.param(n, marks=pytest.mark.slow) for n in ('patchcore', 'subspace'))]
+)
 def workdir(request, augmented):
   return augmented(request.param)
 
@@ -279,7 +281,9 @@ def test_a_run_that_could_not_remove_earlier_copies_is_refused(augmented, drawn,
 def test_stfpm_refuses_copies(drawn, tmp_path, capfd):
   flags = *small_runs.flags('stfpm', drawn), FLAG, f'--workdir={tmp_path / "x"}'
   assert small_runs.run(*flags) == 2
-  assert 'Only PaDiM and PatchCore learn from augmented copies' in capfd.readouterr().err
+  assert (
+    'Only PaDiM, PatchCore and SubspaceAD learn from augmented copies' in capfd.readouterr().err
+  )
 
 
 def test_a_region_of_interest_refuses_copies(drawn, tmp_path, capfd):

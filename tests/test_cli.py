@@ -315,7 +315,7 @@ def test_absent_paths_have_status_1_and_are_printed_in_one_line(
 
 
 def test_without_a_model_the_demo_model_is_used(model, images, uadjax, monkeypatch):
-  monkeypatch.setattr(demo_model, 'ensure_model_dir', lambda title: model)
+  monkeypatch.setattr(demo_model, 'ensure_model_dir', lambda name: model)
   status, out, _ = uadjax('--input', images, '--model', 'padim', '--json', '--no-save')
   assert (status, len(objects(out))) == (0, 5)
 
@@ -461,13 +461,15 @@ def test_every_setting_is_listed(uadjax):
   listed = objects(out)
   assert status == 0
   assert {setting['key'] for setting in listed} == {
-    key for name in detectors.TITLES for key in configs.describe(settings.load(name.lower()))
+    key
+    for title in detectors.TITLES
+    for key in configs.describe(settings.load(detectors.find(title)))
   }
   assert all(setting['help'].endswith('.') and setting['type'] for setting in listed)
   (setting,) = objects(uadjax('config', 'fit.batch_size', '--json')[1])
   assert (setting['minimum'], setting['default']) == (
     1,
-    {'padim': 32, 'patchcore': 16, 'stfpm': 32},
+    {'padim': 32, 'patchcore': 16, 'stfpm': 32, 'subspace': 16},
   )
   status, out, _ = uadjax('config', 'calibrate')
   assert status == 0

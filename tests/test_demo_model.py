@@ -65,7 +65,7 @@ def test_a_failed_fit_is_one_error_and_leaves_nothing(monkeypatch, tmp_path):
 @pytest.mark.parametrize('title', detectors.TITLES)
 def test_every_detector_has_settings(title, monkeypatch, tmp_path):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
-  config = demo_model.demo_config(title.lower())
+  config = demo_model.demo_config(detectors.find(title))
   assert config['backbone.weights'] == 'embedded'  # This cache is empty.
   path = tmp_path / 'config.yaml'
   path.write_text(yaml.safe_dump(config))

@@ -141,7 +141,7 @@ def test_errors_keep_their_data(kind):
 
 def test_every_setting_that_a_message_names_exists():
   """The keys of all `Setting(...)` in the package, constants resolved."""
-  names = ('padim', 'patchcore', 'stfpm')
+  names = ('padim', 'patchcore', 'stfpm', 'subspace')
   keys = {key for name in names for key in configs.describe(settings.load(name))}
   keys |= set(errors.OTHER_KEYS)
   wrong, count = [], 0

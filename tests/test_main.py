@@ -24,7 +24,7 @@ import yaml
 from uadjax import experiment
 from uadjax.data import image_io, image_statistics, transforms
 
-EVERY = pytest.mark.parametrize('name', small_runs.NAMES)
+EVERY = pytest.mark.parametrize('name', small_runs.EVERY_NAME)
 ANY = pytest.mark.parametrize('name', small_runs.ANY_NAME)
 
 

@@ -1,4 +1,4 @@
-"""PaDiM and PatchCore see every image once: extension, and independence of batches."""
+"""PaDiM, PatchCore and SubspaceAD see every image once: extension, and independence of batches."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from uadjax.model import array_file, model_dir
 PATCHES = 8 * 12  # Of an image, on the grid of the first stage.
 RATIO = 0.125
 HALF = small_runs.TRAIN // 2
-NAMES = ('padim', 'patchcore')
+NAMES = ('padim', 'patchcore', pytest.param('subspace', marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope='session')
@@ -225,7 +225,7 @@ def test_stfpm_is_not_extended(early, drawn, tmp_path):
   more = (f'--config.fit.extend={early("padim") / "model"}', f'--workdir={tmp_path}')
   assert run(*flags('stfpm', drawn), *more) == 2
   message = result(tmp_path)['err_msg']
-  assert 'PaDiM and PatchCore' in message
+  assert 'PaDiM, PatchCore and SubspaceAD' in message
   assert '--config.fit.resume=latest' in message
   assert not (tmp_path / 'model').exists()
 

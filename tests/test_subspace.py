@@ -9,6 +9,7 @@ from stored_arrays import stored
 from tiny_network import TinyNetwork
 
 from uadjax import backbones, detectors
+from uadjax.data import region_of_interest
 from uadjax.detectors import subspace
 from uadjax.detectors.base import RunContext
 from uadjax.detectors.settings import SubspaceSettings
@@ -30,7 +31,7 @@ def embeddings(n=N, seed=0):
   """Patches far from the origin, whose variance is mostly in a few directions."""
   rng = np.random.default_rng(seed)
   directions = np.random.default_rng(5).normal(size=(CHANNELS, CHANNELS))
-  scales = 0.7 ** np.arange(CHANNELS)[:, None]
+  scales = 0.9 ** np.arange(CHANNELS)[:, None]
   x = rng.normal(size=(n, GRID, GRID, CHANNELS)) @ (scales * directions)
   return (x + 30).astype(np.float32)
 
@@ -178,10 +179,10 @@ def test_moments_merge_in_any_grouping(detector):
     np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-3)
   n, mean, m2 = subspaces.join_groups(left)
   patches = embeddings().reshape(-1, CHANNELS).astype(np.float64)
-  assert n == len(patches)
+  assert n[0] == len(patches)
   np.testing.assert_allclose(mean[0], patches.mean(axis=0), rtol=1e-5)
   covariance = np.cov(patches, rowvar=False, bias=True)
-  np.testing.assert_allclose(m2[0] / n, covariance, rtol=1e-4, atol=1e-5 * covariance.max())
+  np.testing.assert_allclose(m2[0] / n[0], covariance, rtol=1e-4, atol=1e-5 * covariance.max())
 
 
 @pytest.mark.parametrize('fold', [0, 3])
@@ -249,6 +250,13 @@ def test_sharded_equals_single(detector, state, variables, devices):
   assert detector.sharding_specs is None
 
 
+def test_a_detector_is_found_by_its_name_and_its_title():
+  for name, entry in detectors._DETECTORS.items():
+    assert detectors.find(name) == detectors.find(entry.title) == name
+  assert detectors.find('SUBSPACEad') == 'subspace'
+  assert not detectors.find('EfficientAD')
+
+
 def test_the_whole_variance_leaves_no_distance(state):
   fitted = make(share=1.0).finalize(state)
   x = embeddings(3, seed=1)
@@ -276,17 +284,21 @@ def test_an_exported_score_is_the_score(state, share):
   np.testing.assert_allclose(actual.image, expected.image, rtol=1e-5)
 
 
-def test_blank_patches_are_neither_learned_nor_scored(variables):
-  """Half of each image is blank, as a tile at the border of a region of interest."""
-  context = RunContext(SIZE, SIZE, N, has_blanks=True, inspected_share=0.5)
+@pytest.mark.parametrize('has_blanks', [False, True])
+def test_only_a_region_of_interest_is_learned_and_scored(variables, has_blanks):
+  """The left half of each image, or of each tile, whose other half is blank."""
+  inspected = np.broadcast_to(np.arange(SIZE) < SIZE // 2, (SIZE, SIZE))
+  context = RunContext(
+    SIZE, SIZE, N, inspected=None if has_blanks else inspected, has_blanks=has_blanks
+  )
   detector = subspace.make(BACKBONE, context, SubspaceSettings(image_score='max'))
   pixels = images(N)
-  pixels[:, :, SIZE // 2 :] = subspace.inspection.BLANK
-  blank = batch(embeddings())._replace(image=pixels, features=None)
-  x = np.asarray(jax.jit(detector.leave_one_out.embed)(variables, blank))
-  assert np.isnan(x[:, :, GRID // 2 :]).all()
-  state = detector.init(jax.random.key(1), variables)
-  state, _ = jax.jit(detector.update)(state, blank._replace(features=jnp.asarray(x)))
+  pixels[:, :, SIZE // 2 :] = region_of_interest.BLANK
+  images_batch = batch(embeddings())._replace(image=pixels, features=None)
+  x = np.asarray(jax.jit(detector.leave_one_out.embed)(variables, images_batch))
+  assert np.isnan(x[:, :, GRID // 2 :]).all() == has_blanks
+  embedded = images_batch._replace(features=jnp.asarray(x))
+  state, _ = jax.jit(detector.update)(detector.init(jax.random.key(1), variables), embedded)
   learned = x[:, :, : GRID // 2]
   assert state.moments.n.sum() == learned[..., 0].size
   fitted = detector.finalize(state)
@@ -295,7 +307,7 @@ def test_blank_patches_are_neither_learned_nor_scored(variables):
   )
   arrays = stored(detector.incremental.to_arrays(state))
   model = detector.leave_one_out.leave_fold_out(variables, arrays, 0)
-  held_out = jax.jit(detector.leave_one_out.score)(model, blank._replace(features=jnp.asarray(x)))
+  held_out = jax.jit(detector.leave_one_out.score)(model, embedded)
   scores = jax.jit(detector.score)(fitted, pixels)
   for maps in (held_out.map, scores.map):
     assert (np.asarray(maps)[:, :, SIZE // 2 :] == 0).all()

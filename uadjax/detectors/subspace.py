@@ -1,11 +1,10 @@
 """SubspaceAD: the anomaly score of a patch is its squared distance to the subspace of normal ones.
 
-Lendering et al. 2026, 'SubspaceAD', arXiv 2602.23013: the principal subspace of all patch
-embeddings of good images, with a share of their variance. Nothing is searched, and the order of the
-images does not matter.
+Lendering et al. 2026, 'SubspaceAD: Training-Free Few-Shot Anomaly Detection via Subspace Modeling',
+arXiv 2602.23013. The subspace is that of the largest principal components of all patch embeddings.
 
-Differences from the paper: embeddings are the concatenated stages of any backbone instead of the
-mean over layers of a transformer; the image score is that of the other detectors.
+Embeddings are the concatenated stages of a backbone instead of the mean over layers of a
+transformer. The image score is that of the other detectors.
 
 Letters: b batch, h w patch grid, p patches of an image, f folds, d embedding, H W image at network
 size.

@@ -134,7 +134,7 @@ def make(
   positions = None
   if context.has_blanks:
     whole_images = Setting('data.ops', 'resize(512)')
-    hint = 'Use PatchCore or STFPM, or scale whole images: ', whole_images, '.'
+    hint = 'Use another detector, or scale whole images: ', whole_images, '.'
     message = 'PaDiM cannot combine tiles with a region of interest.'
     refuse('data.roi', None, message, *hint)
   if context.inspected is not None:
