@@ -37,9 +37,11 @@ def embeddings(n=N, seed=0):
 
 
 def batch(x, first=0):
-  """A batch of embeddings, which stand for images."""
-  ids = np.arange(first, first + len(x), dtype=np.int32)
-  return Batch(images(len(x)), np.ones(len(x), bool), ids, jnp.asarray(x))
+  """Embeddings, which stand for images, and padding of NaN up to one size, compiled once."""
+  valid = np.arange(N) < len(x)
+  ids = np.where(valid, first + np.arange(N), -1).astype(np.int32)
+  padding = np.full((N - len(x), *x.shape[1:]), np.nan, np.float32)
+  return Batch(images(N), valid, ids, jnp.asarray(np.concatenate([x, padding])))
 
 
 def make(devices=1, num_previous=0, **options):
@@ -63,13 +65,12 @@ def learn(detector, variables):
   """Return a function that learns from embeddings, and returns the State."""
   update = jax.jit(detector.update)
 
-  def learn(x, sizes=(N,), first=0, previous=None):
+  def learn(batches, previous=None):
     state = detector.init(jax.random.key(1), variables)
     if previous is not None:
       state = detector.incremental.restore(state, previous)
-    for part in np.split(x, np.cumsum(sizes)[:-1]):
-      state, _ = update(state, batch(part, first))
-      first += len(part)
+    for learned_batch in batches:
+      state, _ = update(state, learned_batch)
     return state
 
   return learn
@@ -77,12 +78,14 @@ def learn(detector, variables):
 
 @pytest.fixture(scope='module')
 def state(learn):
-  return learn(embeddings())
+  return learn([batch(embeddings())])
 
 
 @pytest.fixture(scope='module')
-def score_held_out(detector):
-  return jax.jit(detector.leave_one_out.score)
+def held_out_maps(detector):
+  """Return a function from a model and embeddings to anomaly maps."""
+  score = jax.jit(detector.leave_one_out.score)
+  return lambda model, x: score(model, batch(x)).map[: len(x)]
 
 
 def slow_distances(train, x, share=0.95):
@@ -151,33 +154,31 @@ def test_scores_of_images_are_those_of_the_definition(detector, variables):
   np.testing.assert_allclose(scores.image, np.max(expected, axis=(1, 2)), rtol=2e-3)
 
 
-def test_batches_order_and_padding_do_not_matter(detector, learn, state, variables):
-  expected = detector.finalize(state)
-  assert_same_model(detector.finalize(learn(embeddings(), (1, 4, 5, 2))), expected)
-  padding = np.full((3, GRID, GRID, CHANNELS), np.nan, np.float32)
-  reverse = np.concatenate([padding, embeddings()[::-1]])
-  ids = np.array([-1, -1, -1, *range(N)[::-1]], np.int32)
-  padded = Batch(images(len(ids)), ids >= 0, ids, jnp.asarray(reverse))
-  other, _ = jax.jit(detector.update)(detector.init(jax.random.key(1), variables), padded)
+def test_batches_order_and_padding_do_not_matter(detector, learn, state):
+  x = embeddings()
+  parts = [(7, 12), (0, 1), (3, 7), (1, 3)]
+  other = learn([batch(x[start:stop], start) for start, stop in parts])
   assert other.num_images == N
   for a, b in zip(other.moments, state.moments, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+  assert_same_model(detector.finalize(other), detector.finalize(state))
 
 
-def test_moments_merge_in_any_grouping(detector):
+def test_moments_merge_in_any_grouping():
   x = np.split(embeddings(), 3)
   empty = subspaces.empty(NUM_FOLDS, CHANNELS)
+  add, merge = jax.jit(subspaces.add_batch), jax.jit(subspaces.merge)
 
   def moments(part, group):
     part = jnp.asarray(part.reshape(len(part), -1, CHANNELS))
-    return subspaces.add_batch(empty, part, jnp.ones(part.shape[:2], bool), jnp.asarray(group))
+    return add(empty, part, jnp.ones(part.shape[:2], bool), jnp.asarray(group))
 
   a, b, c = (moments(part, np.arange(4) % (i + 1)) for i, part in enumerate(x))
-  left = subspaces.merge(subspaces.merge(a, b), c)
-  right = subspaces.merge(a, subspaces.merge(b, subspaces.merge(empty, c)))
+  left = merge(merge(a, b), c)
+  right = merge(a, merge(b, merge(empty, c)))
   for value, other in zip(left, right, strict=True):
     np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-3)
-  n, mean, m2 = subspaces.join_groups(left)
+  n, mean, m2 = jax.jit(subspaces.join_groups)(left)
   patches = embeddings().reshape(-1, CHANNELS).astype(np.float64)
   assert n[0] == len(patches)
   np.testing.assert_allclose(mean[0], patches.mean(axis=0), rtol=1e-5)
@@ -187,33 +188,31 @@ def test_moments_merge_in_any_grouping(detector):
 
 @pytest.mark.parametrize('fold', [0, 3])
 def test_leaving_a_fold_out_equals_fitting_the_others(
-  detector, state, variables, score_held_out, fold
+  detector, state, variables, held_out_maps, fold
 ):
   x = embeddings()
   arrays = stored(detector.incremental.to_arrays(state))
   model = detector.leave_one_out.leave_fold_out(variables, arrays, fold)
   is_held_out = np.arange(N) % NUM_FOLDS == fold
   distances, _ = slow_distances(x[~is_held_out], x[is_held_out])
-  scores = score_held_out(model, batch(x[is_held_out]))
-  np.testing.assert_allclose(scores.map, slow_maps(distances), rtol=2e-3)
+  maps = held_out_maps(model, x[is_held_out])
+  np.testing.assert_allclose(maps, slow_maps(distances), rtol=2e-3)
 
 
-def test_an_image_scores_more_by_a_model_without_it(detector, state, variables, score_held_out):
+def test_an_image_scores_more_by_a_model_without_it(detector, learn, variables, held_out_maps):
   x = embeddings()
   x[4] += np.random.default_rng(2).normal(size=CHANNELS).astype(np.float32)
-  state, _ = jax.jit(detector.update)(detector.init(jax.random.key(1), variables), batch(x))
+  state = learn([batch(x)])
   arrays = stored(detector.incremental.to_arrays(state))
-  model = detector.leave_one_out.leave_fold_out(variables, arrays, 4)
-  held_out, included = (
-    score_held_out(m, batch(x[4:5])).image[0] for m in (model, detector.finalize(state))
-  )
+  models = detector.leave_one_out.leave_fold_out(variables, arrays, 4), detector.finalize(state)
+  held_out, included = (held_out_maps(model, x[4:5]).max() for model in models)
   assert held_out > 1.05 * included
 
 
 def test_extended_by_the_other_half_equals_fitted_at_once(detector, learn, state):
   x = embeddings()
-  before = stored(detector.incremental.to_arrays(learn(x[:5], (5,))))
-  extended = learn(x[5:], (N - 5,), 5, before)
+  before = stored(detector.incremental.to_arrays(learn([batch(x[:5])])))
+  extended = learn([batch(x[5:], 5)], before)
   assert_same_model(detector.finalize(extended), detector.finalize(state))
   after = stored(detector.incremental.to_arrays(extended))
   summary = detector.incremental.summarize(after, iter(()))
@@ -265,7 +264,7 @@ def test_the_whole_variance_leaves_no_distance(state):
 
 def test_constant_features_have_a_subspace_of_no_dimension(detector, learn):
   """Distances are then those to the mean."""
-  fitted = detector.finalize(learn(np.full((N, GRID, GRID, CHANNELS), 3.0, np.float32)))
+  fitted = detector.finalize(learn([batch(np.full((N, GRID, GRID, CHANNELS), 3, np.float32))]))
   other = np.full((2, GRID, GRID, CHANNELS), 5.0, np.float32)
   distance = subspaces.squared_distance(jnp.asarray(other), fitted.subspace)
   np.testing.assert_allclose(distance, 4.0 * CHANNELS, rtol=1e-5)
@@ -273,13 +272,14 @@ def test_constant_features_have_a_subspace_of_no_dimension(detector, learn):
   np.testing.assert_array_equal(at_mean, 0)
 
 
-@pytest.mark.parametrize('share', [0.95, 1.0])
+@pytest.mark.parametrize('share', [0.95, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_an_exported_score_is_the_score(state, share):
   """Rows of zeros are left out, unless there are no others."""
   detector = make(share=share)
   fitted = detector.finalize(state)
   pixels = jnp.asarray(images(2, seed=1))
-  expected, actual = detector.score(fitted, pixels), detector.export_score_fn(fitted)(pixels)
+  expected = jax.jit(detector.score)(fitted, pixels)
+  actual = jax.jit(detector.export_score_fn(fitted))(pixels)
   np.testing.assert_allclose(actual.map, expected.map, rtol=1e-5)
   np.testing.assert_allclose(actual.image, expected.image, rtol=1e-5)
 
