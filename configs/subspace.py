@@ -1,7 +1,7 @@
 r"""SubspaceAD on the features of PatchCore's backbone.
 
-Lendering et al. 2026, arXiv 2602.23013. Their backbone is DINOv2, with 99 % of the variance. 95 %
-suit the features of a ResNet-18::
+Lendering et al. 2026, arXiv 2602.23013. The paper takes DINOv2, and 99 % of the variance; here it
+is a ResNet-18, and 95 %::
 
   python -m uadjax.main --config=configs/subspace.py --config.data.root=DIR \
     --config.data.category=NAME

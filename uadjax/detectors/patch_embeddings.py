@@ -32,14 +32,21 @@ def extract(
   grid = stages[backbone.stages[0]].shape[1:3]
   resampled = []
   for x in (stages[name] for name in backbone.stages):
-    matrices = []
-    for new, old in zip(grid, x.shape[1:3], strict=True):
-      matrix = resampling.bilinear_matrix(new, old)
-      matrix = matrix @ resampling.pool_matrix(old) if average_neighbors else matrix
-      matrices.append(jnp.asarray(matrix))
-    is_unchanged = x.shape[1:3] == grid and not average_neighbors
-    resampled.append(x if is_unchanged else resampling.apply_separable(*matrices, x))
+    if x.shape[1:3] != grid or average_neighbors:
+      rows, columns = (
+        _resampling_matrix(new, old, average_neighbors)
+        for new, old in zip(grid, x.shape[1:3], strict=True)
+      )
+      x = resampling.apply_separable(rows, columns, x)
+    resampled.append(x)
   return jnp.concatenate(resampled, axis=-1)
+
+
+def _resampling_matrix(
+  new_size: int, old_size: int, average_neighbors: bool
+) -> Float[Array, 'new_size old_size']:
+  matrix = resampling.bilinear_matrix(new_size, old_size)
+  return jnp.asarray(matrix @ resampling.pool_matrix(old_size) if average_neighbors else matrix)
 
 
 def find_pixels(context: RunContext, images: Images) -> inspection.Inspected | None:

@@ -172,7 +172,7 @@ def export_score_fn(config: Config, fitted: Fitted) -> Callable[[Images], Scores
   mean, complement = fitted.subspace
   num_zeros = min(_num_components(np.asarray(complement)), len(complement) - 1)
   subspace = subspaces.Subspace(mean, complement[num_zeros:])
-  return lambda images: score(config, Fitted(fitted.backbone, subspace), images)
+  return functools.partial(score, config, Fitted(fitted.backbone, subspace))
 
 
 def _num_components(complement: Float[np.ndarray, 'd d']) -> int:
