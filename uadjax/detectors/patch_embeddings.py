@@ -29,24 +29,27 @@ def extract(
   """
   features = backbone.apply(variables, backbones.normalize(images))
   stages = cast(dict[str, Float[Array, 'b _h _w _c']], features)
-  grid = stages[backbone.stages[0]].shape[1:3]
+  _, h, w, _ = stages[backbone.stages[0]].shape
   resampled = []
   for x in (stages[name] for name in backbone.stages):
-    if x.shape[1:3] != grid or average_neighbors:
-      rows, columns = (
-        _resampling_matrix(new, old, average_neighbors)
-        for new, old in zip(grid, x.shape[1:3], strict=True)
-      )
-      x = resampling.apply_separable(rows, columns, x)
-    resampled.append(x)
+    is_unchanged = x.shape[1:3] == (h, w) and not average_neighbors
+    resampled.append(x if is_unchanged else _resample(x, (h, w), average_neighbors))
   return jnp.concatenate(resampled, axis=-1)
 
 
-def _resampling_matrix(
-  new_size: int, old_size: int, average_neighbors: bool
-) -> Float[Array, 'new_size old_size']:
-  matrix = resampling.bilinear_matrix(new_size, old_size)
-  return jnp.asarray(matrix @ resampling.pool_matrix(old_size) if average_neighbors else matrix)
+def _resample(
+  x: Float[Array, 'b _h _w _c'], grid: tuple[int, int], average_neighbors: bool
+) -> Float[Array, 'b h w c']:
+  """Return a stage on the grid of the first one."""
+
+  def matrix(new: int, old: int) -> Float[Array, 'n _n']:
+    upsampling = resampling.bilinear_matrix(new, old)
+    if average_neighbors:
+      upsampling = upsampling @ resampling.pool_matrix(old)
+    return jnp.asarray(upsampling)
+
+  rows, columns = (matrix(new, old) for new, old in zip(grid, x.shape[1:3], strict=True))
+  return resampling.apply_separable(rows, columns, x)
 
 
 def find_pixels(context: RunContext, images: Images) -> inspection.Inspected | None:
