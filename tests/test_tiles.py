@@ -38,7 +38,7 @@ def test_tiles_cover_an_image_and_joining_them_gives_it_back(numbers):
   assert len(tiles) == grid.num_tiles
   assert {tile.shape for tile in tiles} == {(*grid.tile_size, 3)}
   maps = (tile[..., 0].astype(np.float32) for tile in tiles)
-  np.testing.assert_array_equal(grid.join(maps), image[..., 0])
+  np.testing.assert_allclose(grid.join(maps), image[..., 0], rtol=1e-6)
 
 
 @given(GRIDS)
@@ -53,19 +53,28 @@ def test_tiles_are_as_few_as_the_overlap_allows_and_end_with_the_image(numbers):
 
 
 @given(GRIDS)
-def test_a_pixel_comes_from_the_tile_in_which_it_lies_most_central(numbers):
+def test_a_pixel_is_the_mean_of_its_tiles_weighted_by_the_distance_to_their_edges(numbers):
   grid = build(numbers)
-  numbers = [np.full(grid.tile_size, i, np.float32) for i in range(grid.num_tiles)]
-  joined = grid.join(numbers).astype(int)
+  maps = np.random.default_rng(0).random((grid.num_tiles, *grid.tile_size)).astype(np.float32)
+  joined = grid.join(maps)
   (height, width), (h, w) = grid.tile_size, grid.size
   for y, x in [(0, 0), (h - 1, w - 1), (h // 2, w // 2), (h // 3, 2 * w // 3)]:
-    row, column = divmod(int(joined[y, x]), len(grid.lefts))
-    for pixel, starts, size, chosen in (
-      (y, grid.tops, height, row),
-      (x, grid.lefts, width, column),
-    ):
-      distances = [abs(pixel + 0.5 - start - size / 2) for start in starts]
-      assert distances[chosen] == min(distances)
+    total = weights = 0.0
+    for i, (top, left) in enumerate(itertools.product(grid.tops, grid.lefts)):
+      row, column = y - top, x - left
+      if 0 <= row < height and 0 <= column < width:
+        weight = min(row + 0.5, height - row - 0.5) * min(column + 0.5, width - column - 0.5)
+        total, weights = total + weight * maps[i, row, column], weights + weight
+    assert joined[y, x] == pytest.approx(total / weights, rel=1e-5)
+
+
+@given(st.integers(0, 60), st.integers(2, 20), st.integers(1, 19))
+def test_a_joined_map_has_no_jumps(extra, size, overlap):
+  """From one tile to the next, it changes by a share of their difference in each pixel."""
+  overlap = 1 + overlap % (size // 2)
+  grid = TileGrid.build(size + extra, size, size, size, overlap)
+  maps = [np.full(grid.tile_size, i % 2, np.float32) for i in range(grid.num_tiles)]
+  assert np.abs(np.diff(grid.join(maps), axis=0)).max() <= 1 / overlap + 1e-6
 
 
 def test_images_are_scaled_down_with_their_aspect_and_up_to_a_tile():
@@ -99,7 +108,7 @@ def test_tiles_of_an_image_that_does_not_fit_into_memory_are_decoded_once(tmp_pa
   assert tiles == [Tile(path, i) for i in range(3 * 4)]
   maps = (cache.load_tile(tile)[..., 1].astype(np.float32) for tile in tiles)
   joined = cache.tile_grid(path).join(maps)
-  np.testing.assert_array_equal(joined, pixels[..., 1])
+  np.testing.assert_allclose(joined, pixels[..., 1], rtol=1e-6)
   assert len(calls) == 1
 
 
@@ -130,7 +139,7 @@ def workdir(request, tiled):
 
 
 def join_slowly(model, image):
-  """Score each tile of a 60 x 60 image by itself; each pixel is from the nearest tile center."""
+  """Score each tile of a 60 x 60 image by itself; a tile counts by the distance to its edges."""
   starts = (0, 24, 28)
   maps = {
     (top, left): np.asarray(
@@ -139,13 +148,13 @@ def join_slowly(model, image):
     for top in starts
     for left in starts
   }
-  nearest = [min(starts, key=lambda start: (abs(i + 0.5 - start - 16), start)) for i in range(60)]
-  return np.array(
-    [
-      [maps[top, left][y - top, x - left] for x, left in enumerate(nearest)]
-      for y, top in enumerate(nearest)
-    ]
-  )
+  joined, total = np.zeros((60, 60)), np.zeros((60, 60))
+  for (top, left), tile_map in maps.items():
+    for row, column in np.ndindex(32, 32):
+      weight = min(row + 0.5, 31.5 - row) * min(column + 0.5, 31.5 - column)
+      joined[top + row, left + column] += weight * tile_map[row, column]
+      total[top + row, left + column] += weight
+  return (joined / total).astype(np.float32)
 
 
 def test_predictions_are_those_of_the_tiles_joined(workdir, drawn):

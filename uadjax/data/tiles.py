@@ -71,9 +71,11 @@ class TileGrid(NamedTuple):
     return [image[self.window(i)] for i in range(self.num_tiles)]
 
   def join(self, maps: Iterable[Float[np.ndarray, '_h _w']]) -> Float[np.ndarray, 'h w']:
-    """Join the maps of all tiles; each pixel comes from the tile in which it lies most central.
+    """Join the maps of all tiles, without jumps where one tile changes to the next.
 
-    Along each axis, this is the tile whose center is nearest.
+    Where tiles overlap, a pixel is the mean of their values, weighted along each axis by the
+    distance of the pixel to the edge of the tile. So the tile in which it lies most central counts
+    most. Near its edges a tile sees less of the image, and its values differ from its neighbor's.
 
     Args:
       maps: map of each tile, of which one is in memory at a time.
@@ -81,18 +83,12 @@ class TileGrid(NamedTuple):
     if self.num_tiles == 1:
       (single_map,) = maps
       return single_map
-    joined = np.empty(self.size, np.float32)
-    height, width = self.tile_size
-    row_ends = _nearest_ends(self.tops, height, self.size[0])
-    column_ends = _nearest_ends(self.lefts, width, self.size[1])
-    rows = list(zip(self.tops, itertools.pairwise((0, *row_ends)), strict=True))
-    columns = list(zip(self.lefts, itertools.pairwise((0, *column_ends)), strict=True))
-    pairs = itertools.product(rows, columns)
-    for ((top, (first_y, end_y)), (left, (first_x, end_x))), tile_map in zip(
-      pairs, maps, strict=True
-    ):
-      part = tile_map[first_y - top : end_y - top, first_x - left : end_x - left]
-      joined[first_y:end_y, first_x:end_x] = part
+    joined = np.zeros(self.size, np.float32)
+    row_weights = _tile_weights(self.tops, self.tile_size[0], self.size[0])
+    column_weights = _tile_weights(self.lefts, self.tile_size[1], self.size[1])
+    pairs = itertools.product(row_weights, column_weights)
+    for number, ((rows, columns), tile_map) in enumerate(zip(pairs, maps, strict=True)):
+      joined[self.window(number)] += rows[:, None] * columns * tile_map
     return joined
 
   def window(self, number: int) -> tuple[slice, slice]:
@@ -109,10 +105,15 @@ def _tile_starts(n: int, size: int, overlap: int) -> tuple[int, ...]:
   return tuple(min(i * step, n - size) for i in range(num_tiles))
 
 
-def _nearest_ends(starts: tuple[int, ...], size: int, n: int) -> tuple[int, ...]:
-  """Return the ends of the pixels of an axis that are nearest to the center of each tile.
+def _tile_weights(starts: tuple[int, ...], size: int, n: int) -> list[Float[np.ndarray, ' _size']]:
+  """Return the weights of the pixels of each tile along an axis of n pixels.
 
-  A pixel in the middle between two centers belongs to the first.
+  They are proportional to the distance to the nearer edge of the tile. For each pixel of the axis,
+  those of all tiles sum to 1.
   """
-  # The middle between two centers is in the middle of the pixels that both tiles share.
-  return (*((a + b + size + 1) // 2 for a, b in itertools.pairwise(starts)), n)
+  pixels = np.arange(size) + 0.5
+  distance = np.minimum(pixels, size - pixels)
+  total = np.zeros(n)
+  for start in starts:
+    total[start : start + size] += distance
+  return [(distance / total[start : start + size]).astype(np.float32) for start in starts]

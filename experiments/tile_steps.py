@@ -1,14 +1,14 @@
-"""Jumps of the anomaly map between tiles, and the memory that a large image takes.
+"""Steps of the anomaly map where tiles overlap, and the memory that a large image takes.
 
-  python experiments/tile_seams.py --tiled=runs/tiled/model --whole=runs/whole/model \
+  python experiments/tile_steps.py --tiled=runs/tiled/model --whole=runs/whole/model \
     --images=../shared/data/mvtec_ad/bottle/test
 
 `--tiled` is a model with tiles, such as of data.ops='resize(512)|tile(256,32)'. `--whole` is one of
-the same images at the same size without tiles, 'resize(512)'. Where the joined map changes from one
-tile to the next, neighboring pixels come from different tiles. Their difference is a step. The
-script prints the steps at these places as shares of the range of the values of all maps: of the
-joined maps, and of the maps of whole images at the same places. The latter have no seams, so their
-steps are those of the anomalies.
+the same images at the same size without tiles, 'resize(512)'. Where tiles overlap, the joined map
+changes from one tile to the next. A step is the difference of two neighboring pixels there, in the
+direction of the change. The script prints the steps as shares of the range of the values of all
+maps: of the joined maps, and of the maps of whole images at the same places. The latter have no
+tiles, so their steps are those of the anomalies.
 
 With `--large=8000x6000` it also writes an image of that size, and prints the peak memory of `uadjax
 predict` with it, and with an image of the size of one tile.
@@ -31,33 +31,33 @@ from uadjax.data import transforms
 from uadjax.sweep import tables
 
 
-def seam_positions(starts: Sequence[int], size: int) -> list[int]:
-  """Return the pixels along an axis that come from another tile than the pixel before.
+def overlaps(starts: Sequence[int], size: int) -> list[slice]:
+  """Return the pixels along an axis that two successive tiles share.
 
   Args:
     starts: first pixel of each tile.
     size: number of pixels of a tile.
   """
-  return [(a + b + size + 1) // 2 for a, b in itertools.pairwise(starts)]
+  return [slice(b, a + size) for a, b in itertools.pairwise(starts)]
 
 
-def steps_at_seams(
+def steps_between_tiles(
   anomaly_map: Float[np.ndarray, 'h w'], ops: transforms.Ops
 ) -> Float[np.ndarray, ' n']:
-  """Return the absolute differences of neighbors at the seams of the tiles of `ops`."""
+  """Return the absolute differences of neighbors where the tiles of `ops` overlap."""
   grid = ops.tile_grid(anomaly_map.shape)
-  rows = seam_positions(grid.tops, grid.tile_size[0])
-  columns = seam_positions(grid.lefts, grid.tile_size[1])
-  vertical = [anomaly_map[row] - anomaly_map[row - 1] for row in rows]
-  horizontal = [anomaly_map[:, column] - anomaly_map[:, column - 1] for column in columns]
-  return np.abs(np.concatenate([*vertical, *horizontal]))
+  vertical = [np.diff(anomaly_map[rows], axis=0) for rows in overlaps(grid.tops, grid.tile_size[0])]
+  horizontal = [
+    np.diff(anomaly_map[:, columns], axis=1) for columns in overlaps(grid.lefts, grid.tile_size[1])
+  ]
+  return np.abs(np.concatenate([steps.ravel() for steps in (*vertical, *horizontal)]))
 
 
 def describe_steps(name: str, maps: Sequence[np.ndarray], ops: transforms.Ops) -> list[str]:
   """Return a table row: mean, 99th percentile and maximum of the steps, in percent of the range."""
   value_range = max(x.max() for x in maps) - min(x.min() for x in maps)
-  steps = np.concatenate([steps_at_seams(x, ops) for x in maps]) / value_range
-  largest_by_image = [float(steps_at_seams(x, ops).max() / value_range) for x in maps]
+  steps = np.concatenate([steps_between_tiles(x, ops) for x in maps]) / value_range
+  largest_by_image = [float(steps_between_tiles(x, ops).max() / value_range) for x in maps]
   values = (steps.mean(), np.quantile(steps, 0.99), np.median(largest_by_image), steps.max())
   return [name, str(len(maps)), *(f'{100 * value:.2f}' for value in values)]
 
