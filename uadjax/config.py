@@ -322,6 +322,12 @@ def to_config_dict(settings: Settings) -> ConfigDict:
   return config
 
 
+def builtin_files() -> dict[str, Path]:
+  """Return the files of configs/ by name: patchcore for configs/patchcore.py."""
+  folder = next((folder for folder in _CONFIG_DIRS if folder.is_dir()), _CONFIG_DIRS[0])
+  return {path.stem: path for path in folder.glob('*.py')}
+
+
 def read(source: str) -> dict[str, Any]:
   """Read the values of a configuration by dotted key.
 
@@ -332,8 +338,7 @@ def read(source: str) -> dict[str, Any]:
     ConfigError: the file is missing or invalid.
   """
   name, _, argument = source.partition(':')
-  folder = next((folder for folder in _CONFIG_DIRS if folder.is_dir()), _CONFIG_DIRS[0])
-  builtin_configs = {path.stem: path for path in folder.glob('*.py')}
+  builtin_configs = builtin_files()
   path = builtin_configs.get(name, Path(name))
   if not path.is_file():
     names, example = sorted(builtin_configs), Setting('config', 'configs/stfpm.py')

@@ -18,6 +18,7 @@ from uadjax.inference.settings import AnomalyDetectionSettings, PredictSettings
 
 # Copies, because completion must not wait for importing JAX; a test compares them with the source.
 MODELS = ('PaDiM', 'PatchCore', 'STFPM', 'SubspaceAD')
+_CONFIGS = (*MODELS, 'AnomalyDINO')  # What `fit` takes; AnomalyDINO is PatchCore.
 BACKBONES = (
   'resnet18', 'resnet34', 'resnet50', 'resnet101', 'wide_resnet50_2',
   'dino_vits16', 'dino_vits8', 'dino_vitb16', 'dino_vitb8',
@@ -224,8 +225,8 @@ class FitOptions(NamedTuple):
 
   dataset: Path = _DATASET
   model: str | None = _option(
-    None, 'NAME', f'{", ".join(MODELS)}; a variant follows a colon: PatchCore:ten. '
-    'Default: PatchCore, or the detector of --extend.', autocompletion=lambda: MODELS,
+    None, 'NAME', f'{", ".join(_CONFIGS)}; a variant follows a colon: PatchCore:ten. '
+    'Default: PatchCore, or the detector of --extend.', autocompletion=lambda: _CONFIGS,
   )  # fmt: skip
   extend: Path | None = _option(
     None, 'DIR', 'Model directory to extend with further images; of any detector but STFPM.'

@@ -7,6 +7,8 @@ from uadjax.config import field, Settings
 from uadjax.detectors import image_score
 from uadjax.numerics import projections
 
+DISTANCES = ('euclidean', 'cosine')  # Of PatchCore.
+
 _NAME_HELP = 'Detector; each has a config file of its own.'
 _LAYERS_HELP = 'Stages of the backbone whose features are used.'
 # Finds more defects than the maximum, at equal false alarms (experiments/README.md, "Which image
@@ -75,6 +77,16 @@ class PatchcoreSettings:
     'Rows and columns by which the rows of the bank may be away from a patch; 0 for any number.',
     unit='cells of the patch grid',
     minimum=0,
+  )
+  # The paper averages; AnomalyDINO does not.
+  pool: bool = field(True, 'Whether features are averaged over neighborhoods of 3x3 positions.')
+  distance: str = field(
+    'euclidean',
+    'Distance to the nearest row; cosine is one minus the cosine of the angle.',
+    choices=DISTANCES,
+  )
+  foreground: bool = field(
+    False, 'Whether patches of the background, as the tokens of DINOv2 show it, have score 0.'
   )
   approx: bool = field(False, 'Whether accelerators may miss the nearest row of a few patches.')
 

@@ -62,7 +62,7 @@ def _run(config_name: str, workdir: Path | None, overrides: Sequence[tuple[str, 
       with signals.raise_on_signal():
         config = settings.load(config_name, overrides)
       mode = config.mode
-      workdir = workdir or workdirs.default_workdir(config, config_name.partition(':')[2])
+      workdir = workdir or workdirs.default_workdir(config, config_name)
       processes.join(
         config.hosts,
         lambda error, owns_workdir, directory=workdir: _report_failure(

@@ -49,9 +49,9 @@ def fit_model(
   Args:
     dataset: folder of good images, or a dataset in any layout that `python -m uadjax.main` reads;
       the model is evaluated if the dataset has test images.
-    model_name: 'STFPM', 'PaDiM', 'PatchCore' or 'SubspaceAD' (case-insensitive), optionally with a
-      variant of its configuration after a colon, such as 'PatchCore:ten'; by default 'PatchCore',
-      or the detector of the model to extend.
+    model_name: 'STFPM', 'PaDiM', 'PatchCore', 'SubspaceAD' or another file of configs/, such as
+      'AnomalyDINO', in any case, optionally with a variant of its configuration after a colon, such
+      as 'PatchCore:ten'; by default 'PatchCore', or the detector of the model to extend.
     workdir: directory for the outputs, such as model/ and report.html; by default
       runs/<model>_<folder>, or runs/<run>_<folder> for a run that extends the model of <run>.
     device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'.
@@ -113,7 +113,7 @@ def run_training(
   else:
     config_name = _config_name(model_name or _DEFAULT_MODEL)
     config = settings.load(config_name, values.items())
-    default_workdir = workdirs.default_workdir(config, config_name.partition(':')[2])
+    default_workdir = workdirs.default_workdir(config, config_name)
   if data.expand(config.data) != [config.data.category]:
     category = config.data.category
     message = f'{category!r} is a group, and every category in it needs its own model.'
@@ -142,10 +142,12 @@ def _nothing_left_if_refused(run_dir: Path) -> Iterator[None]:
 def _config_name(model_name: str) -> str:
   """Return the name of a model's configuration: 'patchcore:ten' for 'PatchCore:ten'."""
   name, colon, variant = str(model_name).partition(':')
-  detector = detectors.find(name)
-  if not detector:
-    raise UnknownName(f'Unknown model {name!r}; choose from {sorted(detectors.TITLES)}.')
-  return detector + colon + variant
+  config = detectors.find(name) or name.lower()
+  others = configs.builtin_files().keys() - detectors.settings_types().keys()
+  if not detectors.find(name) and config not in others:
+    allowed = sorted((*detectors.TITLES, *others))
+    raise UnknownName(f'Unknown model {name!r}; choose from {allowed}.')
+  return config + colon + variant
 
 
 def _load_extension(model_name: str | None, values: Mapping[str, object]) -> settings.Settings:
@@ -170,7 +172,7 @@ def _load_extension(model_name: str | None, values: Mapping[str, object]) -> set
     hint = 'Fit a new model to all images, the earlier ones included, without '
     refuse('fit.extend', directory, message, hint, Setting('fit.extend'), '.')
   config_name = _config_name(model_name or detector)
-  if config_name.partition(':')[0] != detector:
+  if configs.read(config_name)['detector.name'] != detector:
     message = f'The model to extend, {directory}, is {info.name}, not {model_name}.'
     hint = 'Omit ', Setting('config'), ', or extend another model.'
     refuse('config', model_name, message, *hint, allowed=(info.name,))

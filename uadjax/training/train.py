@@ -36,6 +36,11 @@ _FIXED_ON_EXTEND = (
   'data.range', 'data.roi', 'fit.augment',
 )  # fmt: skip
 _MIN_IMAGES = 3  # Without the held-out image, two remain, as a variance needs.
+# Settings of detectors that make no sense for tiles, and what they do.
+_NEED_WHOLE_IMAGES = {
+  'window': 'compares positions in',
+  'foreground': 'finds the object in',
+}
 # Titles of the steps, with `one_pass.CORESET`.
 FIT, CALIBRATION = 'fit', 'calibration'
 
@@ -410,12 +415,16 @@ def _require_same_settings(config: Settings, previous_info: model_dir.ModelInfo)
 
 
 def _require_whole_images(config: Settings) -> None:
-  """Refuse positions within a window where a detector sees tiles, whose position it cannot know."""
-  window = getattr(config.detector, 'window', 0)  # PatchCore has it.
-  if window and transforms.parse(config.data.ops).is_tiled:
-    message = 'detector.window compares positions in an image, but data.ops cuts it into tiles.'
-    hint = 'Omit ', Setting('detector.window'), ', or tile(...) from ', Setting('data.ops'), '.'
-    refuse('detector.window', window, message, *hint, allowed=0)
+  """Refuse settings that need whole images where a detector sees tiles."""
+  if not transforms.parse(config.data.ops).is_tiled:
+    return
+  for name, purpose in _NEED_WHOLE_IMAGES.items():
+    value = getattr(config.detector, name, False)  # PatchCore has them.
+    if value:
+      key = f'detector.{name}'
+      message = f'{key} {purpose} an image, but data.ops cuts it into tiles.'
+      hint = 'Omit ', Setting(key), ', or tile(...) from ', Setting('data.ops'), '.'
+      refuse(key, value, message, *hint, allowed=type(value)())
 
 
 def _require_same_weights(

@@ -78,13 +78,21 @@ def _refuse_unwritable(workdir: Path, error: OSError) -> NoReturn:
   refuse('workdir', workdir, message, 'Choose another ', Setting('workdir'), '.')
 
 
-def default_workdir(config: Settings, variant: str = '') -> Path:
-  """Return `runs/<detector>_<variant>_<category>`, the default work directory.
+def default_workdir(config: Settings, source: str) -> Path:
+  """Return `runs/<config>_<variant>_<category>`, the default work directory.
 
-  Without a category, the name is that of the data folder, or of a parent if the folder is called
-  'good' or similar.
+  A config that is not one of configs/ counts as that of its detector. Without a category, the name
+  is that of the data folder, or of a parent if the folder is called 'good' or similar.
+
+  Args:
+    config: settings of the run.
+    source: config that they were read from, such as 'patchcore:ten', see `settings.load`.
   """
-  names = config.detector.name, variant, _dataset_name(config.data)
+  path, _, variant = source.partition(':')
+  name = Path(path).stem
+  if name not in configs.builtin_files():
+    name = config.detector.name
+  names = name, variant, _dataset_name(config.data)
   return Path('runs') / '_'.join(filter(None, names))
 
 

@@ -3,6 +3,11 @@
 Roth et al. 2021, 'Towards Total Recall in Industrial Anomaly Detection', arXiv 2106.08265, sections
 3.1 (patch embeddings), 3.2 (coreset of the memory bank) and 3.3 (scoring).
 
+With `distance='cosine'`, embeddings are unit vectors. The cosine distance of unit vectors is half of
+their squared distance, so the nearest row is the same, and so is the search. With `pool=False` and
+the tokens of DINOv2, this is AnomalyDINO (Damm et al. 2025, arXiv 2405.14529), whose mask of the
+foreground is `foreground`.
+
 With `window`, a patch is compared only with patches of nearby positions (Zhang et al. 2026, 'Is
 Training Necessary for Anomaly Detection?', arXiv 2601.22763); see `windowed_neighbors`.
 
@@ -25,9 +30,12 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 from uadjax import backbones
+from uadjax.backbones import vit
 from uadjax.detectors import base, image_score, inspection, patch_embeddings
 from uadjax.detectors.base import Embeddings, HostEmbeddings, Images, Statistics
-from uadjax.detectors.patchcore import capacity, leave_out, memory_bank as banks, selection
+from uadjax.detectors.patchcore import (
+  capacity, foreground, leave_out, memory_bank as banks, selection,
+)  # fmt: skip
 from uadjax.detectors.settings import PatchcoreSettings
 from uadjax.errors import refuse, Setting
 from uadjax.numerics import neighbors as knn, resampling, windowed_neighbors
@@ -121,6 +129,10 @@ def configure(
     ConfigError: `max_bytes` is too small, so is the region of interest, or settings exclude each
       other.
   """
+  if options.foreground and backbone.stages != (vit.TOKENS,):
+    message = 'detector.foreground needs the tokens of a vision transformer, and no other layers.'
+    hint = 'Set ', Setting('detector.layers', (vit.TOKENS,)), ', or omit it.'
+    refuse('detector.foreground', True, message, *hint, allowed=False)
   if options.window and options.approx:
     message = 'detector.approx does not apply to a search within detector.window, which is exact.'
     hint = 'Omit ', Setting('detector.approx'), '.'
@@ -147,8 +159,9 @@ def from_config(config: Config) -> base.Detector:
   bank, options = config.bank, config.options
   is_sharded = bank.shards.num_shards > 1
   # A bank that is compacted has lost patches, that of a region lacks the others; of a sharded one,
-  # devices hold parts.
+  # devices hold parts. Unit vectors have lost the lengths, which the foreground needs.
   is_complete = config.patches is None and not config.context.has_blanks
+  is_complete &= not options.foreground
   holds_all = is_complete and not bank.needs_compaction and not is_sharded
   leave_one_out = base.LeaveOneOut(
     bank.num_folds, bind(embed), bind(leave_fold_out), bind(score_held_out), bind(select_coresets),
@@ -167,6 +180,7 @@ def from_config(config: Config) -> base.Detector:
     incremental=incremental,
     sharding_specs=specs if is_sharded else None,
     export_score_fn=bind(export_score_fn),
+    score_bounds=bind(score_bounds) if options.foreground else None,
     bank_leaves=_WINDOW_BANK_LEAVES if options.window else _BANK_LEAVES,
     image_score=options.image_score,
   )
@@ -180,15 +194,32 @@ def init(config: Config, key: Key, variables: Variables) -> State:
 def extract_features(config: Config, variables: Variables, images: Images) -> Embeddings:
   """Return the locally aware patch embeddings of images (section 3.1).
 
-  Averages 3x3 neighborhoods of each stage, upsamples all stages bilinearly to the size of the
-  first, and concatenates their channels.
+  Averages 3x3 neighborhoods of each stage, unless `pool` is False, upsamples all stages bilinearly
+  to the size of the first, and concatenates their channels.
   """
-  channels = config.options.channels
-  x = patch_embeddings.extract(config.backbone, variables, images, average_neighbors=True)
+  options = config.options
+  x = patch_embeddings.extract(config.backbone, variables, images, options.pool)
+  channels = options.channels
   if not 0 < channels < x.shape[-1]:
     return x
   averaging_matrix = jnp.asarray(resampling.adaptive_pool_matrix(channels, x.shape[-1]))
   return jnp.einsum('bhwc,dc->bhwd', x, averaging_matrix, precision=jax.lax.Precision.HIGHEST)
+
+
+def _to_bank_rows(config: Config, x: Float[Array, '... d']) -> Float[Array, '... d']:
+  """Return embeddings as the bank has them: for the cosine distance, unit vectors.
+
+  Vectors of zeros stay zero.
+  """
+  if config.options.distance == 'euclidean':
+    return x
+  squared_norms = jnp.sum(x**2, axis=-1, keepdims=True)
+  return x / jnp.sqrt(jnp.maximum(squared_norms, jnp.finfo(x.dtype).tiny))
+
+
+def _from_euclidean(config: Config, distance: Distances) -> Distances:
+  """Return the distances of the setting, given the Euclidean ones of rows of the bank."""
+  return distance if config.options.distance == 'euclidean' else 0.5 * distance**2
 
 
 def embed(config: Config, variables: Variables, batch: Batch) -> Embeddings:
@@ -220,7 +251,7 @@ def learned_embeddings(
 
 def update(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
   """Append a batch's valid images to the bank; the metric is the number of images so far."""
-  x = _select_patches(config, embed(config, state.extractor, batch))
+  x = _to_bank_rows(config, _select_patches(config, embed(config, state.extractor, batch)))
   valid = jnp.asarray(batch.valid)
   in_specs = banks.BANK_SPECS, P('data'), P('data'), P('data')
   append_fn = functools.partial(banks.append, has_blanks=config.context.has_blanks)
@@ -281,7 +312,7 @@ def export_score_fn(config: Config, fitted: Fitted) -> Callable[[Images], Scores
 
   def score(images: Images) -> Scores:
     x = extract_features(config, fitted.backbone, images)
-    return score_distances(config, search(x), images)
+    return score_distances(config, _mask_background(config, search(x), x), images)
 
   return score
 
@@ -290,17 +321,20 @@ def make_export_search(config: Config, fitted: Fitted) -> Callable[[Embeddings],
   """Return a function from patch embeddings to their distances to a fixed memory bank."""
   index, options = fitted.memory_bank, config.options
   if isinstance(index, windowed_neighbors.Index):
-    return windowed_neighbors.make_export_search(index, config.grid, options.window)
+    windowed_search = windowed_neighbors.make_export_search(index, config.grid, options.window)
+    return lambda x: _from_euclidean(config, windowed_search(_to_bank_rows(config, x)))
 
   def search(x: Embeddings) -> Distances:
-    nearest = knn.nearest_for_export(x.reshape(-1, x.shape[-1]), index)
-    return nearest.distance.reshape(x.shape[:-1])
+    queries = _to_bank_rows(config, x.reshape(-1, x.shape[-1]))
+    nearest = knn.nearest_for_export(queries, index)
+    return _from_euclidean(config, nearest.distance.reshape(x.shape[:-1]))
 
   return search
 
 
 def _score_embeddings(config: Config, fitted: Fitted, x: Embeddings, images: Images) -> Scores:
-  return score_distances(config, find_distances(config, fitted, x), images)
+  distance = _mask_background(config, find_distances(config, fitted, x), x)
+  return score_distances(config, distance, images)
 
 
 def find_distances(config: Config, fitted: Fitted, x: Embeddings) -> Distances:
@@ -317,7 +351,15 @@ def find_distances(config: Config, fitted: Fitted, x: Embeddings) -> Distances:
     return nearest.distance.reshape(x.shape[:-1])
 
   in_specs = _index_specs(config), P('data')
-  return config.bank.shards.shard_map(search_shard, in_specs, P('data'))(fitted.memory_bank, x)
+  search = config.bank.shards.shard_map(search_shard, in_specs, P('data'))
+  return _from_euclidean(config, search(fitted.memory_bank, _to_bank_rows(config, x)))
+
+
+def _mask_background(config: Config, distance: Distances, x: Embeddings) -> Distances:
+  """Return the distances of patches; with `foreground`, those of the background become 0."""
+  if not config.options.foreground:
+    return distance
+  return distance * foreground.find(x).astype(distance.dtype)
 
 
 def score_distances(config: Config, distance: Distances, images: Images) -> Scores:
@@ -325,6 +367,23 @@ def score_distances(config: Config, distance: Distances, images: Images) -> Scor
   image_size = config.context.height, config.context.width
   inspected = patch_embeddings.find_pixels(config.context, images)
   return image_score.from_distances(distance, image_size, config.options.image_score, inspected)
+
+
+def score_bounds(
+  config: Config, fitted: Fitted, images: Images, tolerance: float
+) -> tuple[Scores, Scores]:
+  """Return lower and upper bounds of the scores, for rounding errors that change the foreground.
+
+  They are the scores of the patches that are foreground in spite of such errors, and of those that
+  may be. More patches never lower a score.
+  """
+  x = extract_features(config, fitted.backbone, images)
+  distance = find_distances(config, fitted, x)
+  low, high = (
+    score_distances(config, distance * cells.astype(distance.dtype), images)
+    for cells in foreground.bounds(x, tolerance)
+  )
+  return low, high
 
 
 def select_coresets(config: Config, state: State, previous_arrays: Arrays) -> Arrays:
@@ -386,6 +445,7 @@ def summarize(config: Config, arrays: Arrays, embeddings: Iterator[HostEmbedding
   if config.options.approx:
     queries = _select_patches(config, jnp.asarray(next(embeddings))).reshape(-1, config.bank.d)
     queries = queries[~jnp.isnan(queries[:, 0])][:_NUM_RECALL_QUERIES]
+    queries = _to_bank_rows(config, queries)
     index = knn.build_index(jnp.asarray(arrays['embeddings']))
     statistics['approx_recall'] = knn.measure_recall(queries, index)
   return statistics

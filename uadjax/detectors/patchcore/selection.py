@@ -61,6 +61,9 @@ def k_center(
     The selection. Its centers are positions counted over all shards, of which the first
     `num_centers` are in use.
   """
+  is_valid = to_host(valid, config.shards)
+  if num_centers >= is_valid.sum():
+    return _select_all(patches, valid, is_valid, config.shards)
   # Selections of up to `coreset_size` centers share a buffer size, and thus compiled functions.
   max_centers = max(num_centers, config.coreset_size)
   embeddings = project(key, patches.embeddings, config.projection_dim)
@@ -75,6 +78,16 @@ def k_center(
     selection = _select_until(point_set, selection, jnp.int32(target), config.shards)
     jax.block_until_ready(selection)
   return selection
+
+
+def _select_all(
+  patches: Patches, valid: Bool[Array, ' n'], is_valid: Bool[np.ndarray, ' n'], shards: Shards
+) -> coreset.Selection:
+  """Select all valid rows, in the order of their ids, without measuring any distance."""
+  rows = np.flatnonzero(is_valid)
+  rows = rows[np.argsort(to_host(patches.patch_id, shards)[rows])].astype(np.int32)
+  squared_distance = jnp.where(valid, jnp.float32(-1), -jnp.inf)
+  return coreset.Selection(jnp.asarray(rows), jnp.int32(len(rows)), squared_distance)
 
 
 def take_selected(patches: Patches, selection: coreset.Selection, shards: Shards) -> Patches:
