@@ -4,6 +4,7 @@ from uadjax.cli import console, result_text, runtime
 from uadjax.cli.options import FitOptions
 from uadjax.distributed import mesh
 from uadjax.experiment import fit_model
+from uadjax.model import calibration
 
 
 def run(options: FitOptions) -> None:
@@ -22,9 +23,12 @@ def run(options: FitOptions) -> None:
   if metrics:
     console.print_line(result_text.metrics_table(metrics))
   if drift := result.get('drift'):
-    before, after = drift['image_threshold_before'], drift['image_threshold_after']
+    before, after = (
+      f'{value:.4g}' if value < calibration.ABOVE_ALL_SCORES else 'none'
+      for value in (drift['image_threshold_before'], drift['image_threshold_after'])
+    )
     images = f'{result["summary"]["images"]} good images, the earlier ones included'
-    console.print_line(f'Learned from {images}: image threshold {after:.4g}, before {before:.4g}.')
+    console.print_line(f'Learned from {images}: image threshold {after}, before {before}.')
   if metrics and (report_path := run_dir / 'report.html').is_file():
     console.print_line(f'Report: {runtime.to_printable(str(report_path))}')
   console.print_line(f'Model: {runtime.to_printable(str(run_dir / "model"))}')

@@ -255,6 +255,8 @@ def _worst_first_key(result: Result) -> tuple[bool, float]:
 
 
 def _describe(thresholds: calibration.Thresholds) -> str:
+  if thresholds.is_uncalibrated:
+    return 'no thresholds, every image to review'
   text = f'NG (not good) above {thresholds.image_threshold:.4g}'
   if thresholds.review_threshold < thresholds.image_threshold:
     text += f', to review above {thresholds.review_threshold:.4g}'

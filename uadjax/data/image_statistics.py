@@ -141,7 +141,7 @@ class ImageWarning(NamedTuple):
 
   Attributes:
     code: 'no_content', 'underexposed', 'overexposed', 'blurred', 'gray_instead_of_color',
-      'color_instead_of_gray', 'other_size' or 'further_pages'.
+      'color_instead_of_gray', 'other_size', 'further_pages' or 'no_thresholds'.
     message: a sentence with the value of the image and the range of the training images.
   """
 

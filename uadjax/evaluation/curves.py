@@ -288,8 +288,9 @@ def _pro_panel(axes: figures.Axes, data: CurveData) -> None:
 
 
 def _histogram_panel(axes: figures.Axes, data: CurveData) -> None:
-  t = data.thresholds
-  score_histogram.draw(axes, _histogram_rows(data), t.review_threshold, t.image_threshold)
+  limits = data.thresholds.for_charts()
+  review_threshold, image_threshold = limits['review_threshold'], limits['image_threshold']
+  score_histogram.draw(axes, _histogram_rows(data), review_threshold, image_threshold)
 
 
 _PANELS = {'histogram': _histogram_panel, 'roc': _roc_panel, 'pr': _pr_panel, 'pro': _pro_panel}

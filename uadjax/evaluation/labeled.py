@@ -129,9 +129,12 @@ def calibrate(
 ) -> calibration.Thresholds:
   """Return thresholds by the method of the settings; labeled scores are None without labels.
 
-  Labels do not move the review threshold, except down to the image threshold.
+  Labels do not move the review threshold, except down to the image threshold. Without any score,
+  every image is for review.
   """
   method, budgets = options.method, (options.budget, options.review_budget)
+  if labeled_scores is None and not len(scores.scores):
+    return calibration.uncalibrated(*budgets)
   if labeled_scores is None:
     return calibration.from_normals(scores.scores, scores.peaks, *budgets, method == 'confident')
   review_threshold = None

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from uadjax import config as configs, data
-from uadjax.data import augment, checks, pixel_range, prepare, transforms
+from uadjax.data import augment, pixel_range, prepare, transforms
 from uadjax.data.checks import unused_files
 from uadjax.data.image_cache import ImageCache
 from uadjax.data.records import Record
@@ -69,8 +69,6 @@ def train(config: Settings, workdir: Path) -> Result:
 
 
 def _train(config: Settings, workdir: Path) -> Result:
-  # One additional image is enough to extend a model.
-  min_images = 1 if config.fit.extend else checks.MIN_IMAGES
   listed = data.scan(config.data).splits
   steps = [*map(progress.Step, (evaluate_run.CHECK, *training.step_titles(config)))]
   num_before_evaluation = len(steps)
@@ -83,7 +81,9 @@ def _train(config: Settings, workdir: Path) -> Result:
     ops = _load_ops(config, dataset)
     augmentation = augment.parse(config.fit.augment, config.seed)
     cache = ImageCache(ops, config.fit.cache_bytes, dataset.pixel_range, augmentation)
-    splits = prepare.checked_splits(dataset, config.check.enforce, min_images, cache.add, ops)
+    splits = prepare.checked_splits(
+      dataset, config.check.enforce, training.min_images(config), cache.add, ops
+    )
     check_s = time.perf_counter() - start
     evaluate_run.check_parts(config, splits.test)
     del steps[num_before_evaluation:]  # The check may have excluded test images, even all.

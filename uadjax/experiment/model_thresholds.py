@@ -133,7 +133,8 @@ class Overview(NamedTuple):
     lines = [f'{self.info.name} in {self.info.directory}: {thresholds}']
     if self.previous:
       lines.append(_describe_change(self.previous, thresholds))
-    if thresholds.method not in ('normals', 'confident') and self.scores is not None:
+    has_scores = self.scores is not None and len(self.scores.scores)
+    if thresholds.method not in ('normals', 'confident') and has_scores:
       num_above = int((self.scores.scores > thresholds.image_threshold).sum())
       total = len(self.scores.scores)
       lines.append(f'{num_above} of {total} good calibration images exceed the image threshold.')

@@ -124,6 +124,9 @@ class Predictor(NamedTuple):
     """Return the result of an image; files it is saved as begin with `stem`."""
     model = self.model
     warnings = image_statistics.find_warnings(image.require_statistics(), model.image_statistics)
+    if model.thresholds.is_uncalibrated:
+      message = 'The model has no thresholds; fit it on at least 2 distinct good images.'
+      warnings.append(image_statistics.ImageWarning('no_thresholds', message))
     return Result(
       image.reread_source, stem, model.ops, model.thresholds, image.size, *prediction, warnings,
       model.pixel_range,

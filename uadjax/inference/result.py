@@ -288,8 +288,13 @@ class Result(Mapping[str, Any]):
   @property
   def caption(self) -> str:
     """Score, thresholds, codes of warnings and, for review, where to look, for display."""
-    text = f'score {self.score:.3g}, NG (not good) above {self.image_threshold:.3g}'
-    if self.thresholds.review_threshold < self.image_threshold:
+    text = f'score {self.score:.3g}'
+    if not self.thresholds.is_uncalibrated:
+      text += f', NG (not good) above {self.image_threshold:.3g}'
+    if (
+      not self.thresholds.is_uncalibrated
+      and self.thresholds.review_threshold < self.image_threshold
+    ):
       text += f', to review above {self.thresholds.review_threshold:.3g}'
     if self.warnings:
       text += f', warnings: {self.warning_codes}'

@@ -30,6 +30,10 @@ CONFIDENCE = 0.95
 _THRESHOLD_NAMES = ('image_threshold', 'review_threshold', 'pixel_threshold')
 _LABELED_METHODS = ('f1', 'cost')
 _MANUAL = 'manual'  # Thresholds set by hand have this method; no calibration supports them.
+# Thresholds have this method if no good image could be held out. All scores are between them.
+_UNCALIBRATED = 'uncalibrated'
+_BELOW_ALL_SCORES, ABOVE_ALL_SCORES = -1e-30, 1e30
+_MAX_USEFUL_BOUND = 0.5  # A higher bound of the false-alarm rate says nothing.
 
 
 class Thresholds(NamedTuple):
@@ -43,15 +47,16 @@ class Thresholds(NamedTuple):
     method: 'normals' keeps the budgets on average over calibrations, 'confident' keeps them with
       probability `confidence`, 'f1' and 'cost' use labeled images. 'manual' means that the image or
       review threshold was set by hand; budgets and counts are still those of the calibration.
+      'uncalibrated' means that there was no image to calibrate with: every image is for review.
     budget: allowed share of good images that are NG, and of those with a marked pixel. For 'f1' and
       'cost' it only applies to marked pixels, and only if there were no masks.
     review_budget: allowed share of good images above `review_threshold`, NG ones included.
     num_normals: number of good images used for calibration; near-duplicates count once.
-    expected_false_alarm_rate: expected share of unseen good images that are NG; NaN if manual. For
+    expected_false_alarm_rate: expected share of unseen good images that are NG; NaN if unknown. For
       'f1' and 'cost' the share of good calibration images that are NG, which is optimistic because
       the threshold was chosen on them.
     false_alarm_rate_bound: upper limit, with confidence `confidence`, of the share of unseen good
-      images that are NG (Clopper and Pearson 1934); NaN if manual. For 'f1' and 'cost' it is
+      images that are NG (Clopper and Pearson 1934); NaN if unknown. For 'f1' and 'cost' it is
       optimistic for the same reason.
     num_normals_required: smallest number of distinct images for which 'confident' keeps the budget.
     num_anomalous: number of defective images used for calibration; 0 without labels.
@@ -79,6 +84,16 @@ class Thresholds(NamedTuple):
     return self.method == _MANUAL
 
   @property
+  def is_uncalibrated(self) -> bool:
+    """Return whether every image is for review, because no image could be held out."""
+    return self.method == _UNCALIBRATED
+
+  def for_charts(self) -> dict[str, float]:
+    """Return the thresholds by name; those that no score can exceed are infinite."""
+    thresholds = by_name(self)
+    return {name: math.inf if x >= ABOVE_ALL_SCORES else x for name, x in thresholds.items()}
+
+  @property
   def review_pixel_threshold(self) -> float:
     """Value of the anomaly map above which pixels of an image to review belong to its regions.
 
@@ -98,10 +113,13 @@ class Thresholds(NamedTuple):
     Other methods do not aim at the budget, so it is False for them.
     """
     rates = {'normals': self.expected_false_alarm_rate, 'confident': self.false_alarm_rate_bound}
+    rates[_UNCALIBRATED] = 1.0
     return rates.get(self.method, 0.0) > self.budget + 1e-9
 
   def __str__(self) -> str:
     """Return the thresholds and their expected false-alarm rate in sentences."""
+    if self.is_uncalibrated:
+      return f'none, every image is for review. {_describe_basis(self)}'
     has_review = self.review_threshold < self.image_threshold
     review_text = f'review above {self.review_threshold:.4g}' if has_review else 'nothing to review'
     if not has_review:
@@ -173,6 +191,27 @@ def from_normals(
     num_normals=n,
     expected_false_alarm_rate=(n - rank + 1) / (n + 1),
     false_alarm_rate_bound=_rate_upper_bound(n - rank, n),
+    num_normals_required=_num_normals_required(budget),
+  )
+
+
+def uncalibrated(budget: float, review_budget: float = 0.05) -> Thresholds:
+  """Return thresholds by which every image is for review, for a model without held-out images.
+
+  Args:
+    budget: share of good images that may be NG, as it would be with enough images.
+    review_budget: the same for images that are NG or for review.
+  """
+  return Thresholds(
+    image_threshold=ABOVE_ALL_SCORES,
+    pixel_threshold=ABOVE_ALL_SCORES,
+    review_threshold=_BELOW_ALL_SCORES,
+    method=_UNCALIBRATED,
+    budget=budget,
+    review_budget=review_budget,
+    num_normals=0,
+    expected_false_alarm_rate=math.nan,
+    false_alarm_rate_bound=math.nan,
     num_normals_required=_num_normals_required(budget),
   )
 
@@ -481,6 +520,15 @@ def _describe_basis(t: Thresholds) -> str:
   """Return the false-alarm rate to expect, and the images that this rests on, in sentences."""
   if t.is_manual:
     return 'A threshold was set by hand, so the false-alarm rate is unknown.'
+  # The expected share of unseen scores above the maximum of n scores is 1 / (n + 1).
+  num_required_on_average = max(1, math.ceil(1 / t.budget - 1e-9) - 1)
+  if t.is_uncalibrated:
+    return (
+      'A threshold needs a good image that the model has not learned from, and there is no other: '
+      f'fit on at least 2 distinct good images. For your budget of {format_percent(t.budget, 2)}: '
+      f'at least {num_required_on_average} images, {t.num_normals_required} to be '
+      f'{format_percent(t.confidence, 2)} sure.'
+    )
   expected, bound, confidence, budget = (
     format_percent(share, 2)
     for share in (t.expected_false_alarm_rate, t.false_alarm_rate_bound, t.confidence, t.budget)
@@ -494,9 +542,10 @@ def _describe_basis(t: Thresholds) -> str:
       'was chosen on these images.'
     )
   basis = f'Expect {rate}, from {t.num_normals} independent good images.'
+  if t.false_alarm_rate_bound > _MAX_USEFUL_BOUND:
+    images = f'{t.num_normals} image{"s" * (t.num_normals > 1)}'
+    basis += f' No rate can be promised from {images}: review all above {t.image_threshold:.4g}.'
   if t.is_over_budget:
-    # The expected share of unseen scores above the maximum of n scores is 1 / (n + 1).
-    num_required_on_average = max(1, math.ceil(1 / t.budget - 1e-9) - 1)
     numbers = (
       f'at least {num_required_on_average} images, {t.num_normals_required} to be {confidence} sure'
     )

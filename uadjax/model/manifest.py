@@ -109,10 +109,10 @@ _MANIFEST: dict[str, Description] = {
   'jax': _TEXT,
   'thresholds': {
     **_THRESHOLDS,
-    'method': Value(str, Limits('', choices=(*CALIBRATION_METHODS, 'manual'))),
+    'method': Value(str, Limits('', choices=(*CALIBRATION_METHODS, 'manual', 'uncalibrated'))),
     'budget': _SHARE,
     'review_budget': _SHARE,
-    'num_normals': _POSITIVE_COUNT,
+    'num_normals': _COUNT,
     'expected_false_alarm_rate': _RATE,
     'false_alarm_rate_bound': _RATE,
     'num_normals_required': Value(int, Limits('', minimum=1, maximum=_MAX_FLOAT64)),

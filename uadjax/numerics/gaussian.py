@@ -126,17 +126,17 @@ def whitening_matrices(
 ) -> Float[Array, 'h w d d']:
   """Return each position's lower triangular W with WᵀW = (m2/(n − 1 − num_held_out) + ridge·I)⁻¹.
 
-  ‖W(x − mean)‖ is then the Mahalanobis distance of x. The result takes the memory of `m2` if
-  `moments` is donated.
+  ‖W(x − mean)‖ is then the Mahalanobis distance of x. A single vector has the covariance 0. The
+  result takes the memory of `m2` if `moments` is donated.
 
   Args:
-    moments: moments of at least 2 + `num_held_out` vectors.
+    moments: moments of at least 1 + `num_held_out` vectors.
     ridge: value added to the variances. With 0, a singular covariance gives NaN.
     num_held_out: number of vectors that will be removed from the Gaussian later: 0 for
       `mahalanobis`, 1 for `leave_one_out_distance`.
   """
   ridge_matrix = ridge * jnp.eye(moments.m2.shape[-1])[None]
-  degrees_of_freedom = moments.n - 1.0 - num_held_out
+  degrees_of_freedom = jnp.maximum(moments.n - 1.0 - num_held_out, 1.0)
 
   def whiten_column(j: Array, out: Array) -> Array:
     covariance = _take_column(out, j, 1) / degrees_of_freedom + ridge_matrix
@@ -146,17 +146,17 @@ def whitening_matrices(
 
 
 def min_vectors(d: int, ridge: float) -> int:
-  """Return the smallest number of vectors for which `leave_one_out_distance` is defined.
+  """Return the smallest number of vectors for which Gaussians are defined.
 
-  When one vector is left out, the others must have a covariance: at least 2 vectors with a ridge,
-  and at least d + 1 vectors of length d without one, because of fewer it is singular.
+  With a ridge, it is 1. Without one, the covariance of vectors of length d must not be singular
+  when one vector is left out: at least d + 1 others are needed.
 
   Raises:
     ValueError: the ridge is negative.
   """
   if not ridge >= 0:
     raise ValueError(f'A ridge must be 0 or more, got {ridge}.')
-  return 1 + (2 if ridge else max(2, d + 1))
+  return 1 if ridge else d + 2
 
 
 def mahalanobis(

@@ -6,7 +6,8 @@ Each image is scored by a model that has learned neither from it nor from its ne
 - With a single fold (PaDiM), the image is left out in closed form. For an image with
   near-duplicates, several tiles or augmented copies, all of them are removed from the model.
 
-Augmented copies are not scored.
+Augmented copies are not scored. With a single image and its near-duplicates, none is scored,
+because there is nothing else to learn from.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ from uadjax.types import Arrays, Batch, PyTree, Scores
 # Maximum number of models that score near-duplicates. Each lacks a chunk of the groups, because a
 # model per group would be slow: PaDiM computes new whitening matrices for each.
 _MAX_REMOVALS = 10
+_MIN_TILES_OF_CLOSED_FORM = 3  # Of fewer, those that are not left out have no covariance.
 
 
 class HeldOutModel(NamedTuple):
@@ -61,6 +63,8 @@ def score(
     batch_size: maximum number of images per batch.
   """
   table = run.image_table
+  if len(np.unique(table.groups)) < 2:
+    return scoring.collect_calibration_scores(())
   records, is_old = table.records_at(table.scored_rows), table.scored_rows < table.num_previous
   tile_counts = [run.cache.tile_grid(record.path).num_tiles for record in records]
   num_tiles = np.bincount(table.scored_folds, tile_counts, minlength=1)
@@ -122,7 +126,9 @@ def _held_out_models(
   # With a single fold, the closed form leaves out a single tile, but not the others of its image,
   # nor those of its augmented copies and of its near-duplicates.
   num_tiles_by_group = np.bincount(images.groups, images.num_tiles)
-  is_grouped = (num_tiles_by_group[groups] > 1) & (functions.num_folds == 1)
+  is_grouped = num_tiles_by_group[groups] > 1
+  is_grouped |= images.num_tiles.sum() < _MIN_TILES_OF_CLOSED_FORM
+  is_grouped &= functions.num_folds == 1
   score_held_out, specs = jax.jit(functions.score), run.detector.sharding_specs
   held_out_specs, fitted_specs = (specs.held_out_model, specs.fitted) if specs else (None, None)
   for fold in np.unique(folds[~is_grouped]).tolist():

@@ -35,7 +35,7 @@ _FIXED_ON_EXTEND = (
   'detector.', 'backbone.name', 'backbone.architecture', 'backbone.dtype', 'data.ops', 'data.bits',
   'data.range', 'data.roi', 'fit.augment',
 )  # fmt: skip
-_MIN_IMAGES = 3  # Without the held-out image, two remain, as a variance needs.
+_MIN_IMAGES_IN_STEPS = 3  # One each for training, validation and calibration.
 # Settings of detectors that make no sense for tiles, and what they do.
 _NEED_WHOLE_IMAGES = {
   'window': 'compares positions in',
@@ -90,6 +90,11 @@ def step_titles(config: Settings) -> tuple[str, ...]:
   """Return the titles of the steps that `train` announces."""
   coreset = (one_pass.CORESET,) if detectors.selects_coreset(config.detector.name) else ()
   return FIT, *coreset, CALIBRATION
+
+
+def min_images(config: Settings) -> int:
+  """Return the smallest number of good images that a run can learn from."""
+  return 1 if detectors.learns_in_one_pass(config.detector.name) else _MIN_IMAGES_IN_STEPS
 
 
 def validate(config: Settings) -> None:
@@ -323,10 +328,6 @@ def _build_one_pass(
   mesh: meshes.Mesh,
 ) -> tuple[backbones.Backbone, Detector]:
   num_tiles = len(cache.list_tiles((record.path for record in records), with_copies=True))
-  num_distinct = len(record_types.distinct(records))
-  if len(previous.num_tiles) + num_distinct < _MIN_IMAGES:
-    requirement = f'Leave-one-out calibration needs at least {_MIN_IMAGES} distinct good images'
-    raise DataError(f'{requirement}, got {num_distinct}; add images.')
   state_mesh = meshes.state_mesh(mesh, config.mesh.shard_state)
   extra = meshes.micro_batch_size(mesh, config.fit.batch_size) // mesh.size
   context = model_dir.scoring_context(cache.ops)._replace(

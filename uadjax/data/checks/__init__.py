@@ -21,9 +21,7 @@ from uadjax.data.records import Record, Splits
 from uadjax.errors import DataError, Setting
 from uadjax.system.progress import no_progress, Progress
 
-# Leave-one-out needs two images in addition to the held-out one, for a variance. STFPM splits the
-# images into three groups.
-MIN_IMAGES = 3
+MIN_IMAGES = 1  # PaDiM and PatchCore need no more.
 
 ImageFunction = rules.ImageFunction
 NotUsed = unused_files.NotUsed
@@ -113,7 +111,7 @@ def check(
     category: name of a folder in root.
     layout: name of a layout, or 'auto'; see `layouts.load`.
     mask_reading: how masks mark defects, see `image_io.parse_mask_reading`.
-    min_images: smallest number of good training images that is not an error; 1 to extend a model.
+    min_images: smallest number of good training images that is not an error.
     progress: wrapper that shows progress.
     on_train_image: function to call in a thread with path and decoded image of each readable
       training image.

@@ -20,6 +20,7 @@ from uadjax.data.records import GOOD, Record, Splits
 from uadjax.errors import DataError, Setting
 from uadjax.system.text import format_percent
 
+_FEW_IMAGES = 3  # STFPM splits the images into three groups.
 _MAX_DEFECTIVE_FRACTION = 0.9  # Of a mask that is read as it was meant.
 # Images that are reduced more lose defects that a person sees.
 _MAX_REDUCTION = 4.0
@@ -441,6 +442,10 @@ def _small_splits(dataset: Dataset) -> Iterator[Problem]:
   if train and num_good < minimum:  # The layout reports why there are none.
     message = f'{directory} has {num_good} good training images; at least {minimum} are needed.'
     yield error('too few images', directory, message)
+  elif train and num_good < _FEW_IMAGES:
+    needs = f'STFPM needs {_FEW_IMAGES}, and thresholds that promise a rate of false alarms need'
+    message = f'{directory} has {num_good} good training image{"s" * (num_good > 1)}; {needs} more.'
+    yield warning('few images', directory, message)
   if not test and directory / 'test' not in {p.path for p in dataset.listing.problems}:
     message = f'{directory} has no test images: a model can be trained, but not evaluated.'
     yield warning('empty split', directory, message)

@@ -166,7 +166,7 @@ def validate_settings(num_images: int, channels: int, ridge: float) -> None:
   """Raise an error if covariances, also those without one image, cannot be estimated.
 
   Args:
-    num_images: number of training images, those of earlier runs included; at least 3.
+    num_images: number of training images, those of earlier runs included.
     channels: number of channels of the embedding.
     ridge: constant added to the variances. With 0, covariances of few images are singular.
 
@@ -179,9 +179,11 @@ def validate_settings(num_images: int, channels: int, ridge: float) -> None:
       f'{num_images} good images are too few for covariances of {channels} channels with '
       f'detector.ridge={ridge:g}: without the image that is left out, {min_images - 1} must remain.'
     )
-    few_channels = Setting('detector.channels', num_images - 2), ' or fewer, or '
-    hint = f'Use at least {min_images} images, ', *few_channels, Setting('detector.ridge', 0.01)
-    refuse('detector.ridge', ridge, message, *hint, '.')
+    few_channels = (Setting('detector.channels', num_images - 2), ' or fewer, ')
+    few_channels = few_channels if num_images > 2 else ()
+    ridge_setting = Setting('detector.ridge', 0.01)
+    hint = f'Use at least {min_images} images, ', *few_channels, 'or ', ridge_setting, '.'
+    refuse('detector.ridge', ridge, message, *hint)
 
 
 def init(config: Config, key: Key, variables: Variables) -> State:

@@ -3,10 +3,10 @@
 Roth et al. 2021, 'Towards Total Recall in Industrial Anomaly Detection', arXiv 2106.08265, sections
 3.1 (patch embeddings), 3.2 (coreset of the memory bank) and 3.3 (scoring).
 
-With `distance='cosine'`, embeddings are unit vectors. The cosine distance of unit vectors is half of
-their squared distance, so the nearest row is the same, and so is the search. With `pool=False` and
-the tokens of DINOv2, this is AnomalyDINO (Damm et al. 2025, arXiv 2405.14529), whose mask of the
-foreground is `foreground`.
+With `distance='cosine'`, embeddings are unit vectors. Their cosine distance is half of the squared
+distance, so the nearest row is the same, and so is the search. With `pool=False` and the tokens of
+DINOv2, this is AnomalyDINO (Damm et al. 2025, 'AnomalyDINO: Boosting Patch-based Few-shot Anomaly
+Detection with DINOv2', arXiv 2405.14529), whose mask of the object is `foreground`.
 
 With `window`, a patch is compared only with patches of nearby positions (Zhang et al. 2026, 'Is
 Training Necessary for Anomaly Detection?', arXiv 2601.22763); see `windowed_neighbors`.
@@ -34,8 +34,12 @@ from uadjax.backbones import vit
 from uadjax.detectors import base, image_score, inspection, patch_embeddings
 from uadjax.detectors.base import Embeddings, HostEmbeddings, Images, Statistics
 from uadjax.detectors.patchcore import (
-  capacity, foreground, leave_out, memory_bank as banks, selection,
-)  # fmt: skip
+  capacity,
+  foreground,
+  leave_out,
+  memory_bank as banks,
+  selection,
+)
 from uadjax.detectors.settings import PatchcoreSettings
 from uadjax.errors import refuse, Setting
 from uadjax.numerics import neighbors as knn, resampling, windowed_neighbors

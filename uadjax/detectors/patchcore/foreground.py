@@ -15,7 +15,6 @@ Letters: b batch, h w patch grid, n patches, d channels of a token.
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
-import numpy as np
 
 from uadjax.numerics import resampling
 

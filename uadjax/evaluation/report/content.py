@@ -9,7 +9,6 @@ import numpy as np
 from uadjax.data.records import Record
 from uadjax.evaluation import curves
 from uadjax.evaluation.report import gallery, provenance
-from uadjax.model import calibration
 from uadjax.visualization import score_histogram
 
 _NUM_BINS = 72
@@ -33,8 +32,9 @@ def build(
   held_out = curve_data.calibration_scores
   held_out = np.zeros(0) if held_out is None else held_out
   scores = np.concatenate([curve_data.scores, held_out]).astype(np.float64)
+  limits = thresholds.for_charts()
   edges, is_log = score_histogram.bin_edges(
-    scores, thresholds.review_threshold, thresholds.image_threshold, _NUM_BINS
+    scores, limits['review_threshold'], limits['image_threshold'], _NUM_BINS
   )
   defect_types = ['good'] * ('good' in curve_data.defects) + curves.hardest_first(curve_data)
   report_data = {
@@ -44,7 +44,7 @@ def build(
     'warnings': curves.model_warnings(curve_data),
     'metrics': metrics,
     'thresholds': {
-      **calibration.by_name(thresholds),
+      **limits,
       'method': 'Manual thresholds' if thresholds.is_manual else 'Calibrated thresholds',
       'description': str(thresholds),
     },
