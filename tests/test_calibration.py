@@ -82,6 +82,33 @@ def test_42_good_images_cannot_promise_one_percent():
   assert 'For your budget of 1 %: at least 99 images, 299 to be 95 % sure.' in str(limits)
 
 
+def test_so_few_images_that_more_than_half_may_be_above_promise_nothing():
+  for n in range(1, 10):
+    text = str(from_scores(np.arange(n) + 1.0))
+    promise = f'No rate can be promised from {n} image{"s" * (n > 1)}: review all above {n}'
+    assert (promise in text) == (1 - 0.05 ** (1 / n) > 0.5) == (n < 5), text
+    assert 'For your budget of 1 %: at least 99 images' in text
+
+
+def test_without_an_image_to_hold_out_everything_is_for_review(tmp_path):
+  limits = calibration.uncalibrated(0.01)
+  scores = [0.0, 1e-30, 0.5, 1e6]
+  assert {calibration.label(score, limits) for score in scores} == {'review'}
+  assert calibration.label(math.nan, limits) == 'NG'
+  assert limits.is_over_budget
+  assert calibration.region_threshold('review', 2.0, limits) < 2
+  text = str(limits)
+  assert text.startswith('none, every image is for review')
+  assert 'at least 2 distinct good images' in text
+  assert 'budget of 1 %: at least 99 images, 299 to be 95 % sure' in text
+  files.write_json(tmp_path / 'limits.json', limits._asdict())
+  stored = calibration.from_json(files.read_json(tmp_path / 'limits.json'))
+  assert stored.is_uncalibrated
+  assert math.isnan(stored.false_alarm_rate_bound)
+  manual = calibration.override(stored, image_threshold=0.9, review_threshold=0.5)
+  assert [calibration.label(x, manual) for x in (0.4, 0.7, 1.0)] == ['OK', 'review', 'NG']
+
+
 def test_one_percent_with_confidence_needs_299_good_images():
   for n, is_met in ((298, False), (299, True)):
     limits = from_scores(np.arange(float(n)), confident=True)

@@ -241,7 +241,8 @@ def test_rows_of_the_map_split_over_devices_without_exchange():
 def test_gaussians_that_cannot_be_fitted_are_refused_and_others_pass():
   wrong = {}
   for images, channels, ridge, expected in (
-    (2, 10, 0.01, '2 good images are too few .* at least 3 images'),
+    (2, 10, 0.0, r'2 good images are too few .* at least 12 images, or detector.ridge=0.01\.'),
+    (1, 10, 0.01, '^$'),
     (60, 100, 0.0, '60 good images .* 100 channels .* detector.channels=58 .* detector.ridge=0.01'),
     (101, 100, 0.0, 'at least 102 images'),
     (3, 100, 0.01, '^$'),
@@ -258,8 +259,8 @@ def test_gaussians_that_cannot_be_fitted_are_refused_and_others_pass():
   assert not wrong
 
 
-def test_leave_one_out_needs_enough_vectors_for_a_covariance_of_the_others():
-  """With a ridge 3; without one, 2 more than there are dimensions."""
+def test_without_a_ridge_the_others_need_a_covariance_when_one_is_left_out():
+  """2 more than there are dimensions; with a ridge, one vector is enough."""
   assert [gaussian.min_vectors(d, 0.01) for d in (1, 5)] == [1, 1]
   assert [gaussian.min_vectors(d, 0.0) for d in (1, 2, 5)] == [3, 4, 7]
   for ridge in (-0.1, float('nan')):

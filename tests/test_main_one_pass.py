@@ -230,18 +230,6 @@ def test_stfpm_is_not_extended(early, drawn, tmp_path):
   assert not (tmp_path / 'model').exists()
 
 
-def test_too_few_images_to_leave_one_out_are_refused(drawn, tmp_path):
-  few = tmp_path / 'data' / 'few' / 'train' / 'good'
-  few.mkdir(parents=True)
-  for number in range(2):
-    shutil.copy(drawn / 'disc' / 'train' / 'good' / f'{number:03d}.png', few)
-  words = flags('patchcore', tmp_path / 'data', 'few')
-  assert run(*words, f'--workdir={tmp_path}') == 1
-  assert '2 good training images; at least 3' in result(tmp_path)['err_msg']
-  assert run(*words, f'--workdir={tmp_path}', '--config.check.enforce=false') == 1
-  assert 'needs at least 3 distinct good images, got 2' in result(tmp_path)['err_msg']
-
-
 @pytest.mark.slow
 def test_a_bank_with_little_room_is_reduced_on_the_way(trained, drawn, tmp_path):
   """Room for six images of twelve."""

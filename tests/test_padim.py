@@ -270,8 +270,11 @@ def test_too_few_images_for_no_ridge_are_refused():
 @pytest.mark.parametrize('ridge', [0.0, RIDGE])
 def test_the_fewest_images_that_are_accepted_can_be_left_out(variables, ridge):
   fewest = gaussian.min_vectors(CHANNELS, ridge)
-  with pytest.raises(ConfigError, match=f'{fewest - 1}'):
-    make(RunContext(SIZE, SIZE, fewest - 1), ridge=ridge)
+  if ridge:
+    fewest = 3  # Those of fewer are removed from the model instead of by the closed form.
+  else:
+    with pytest.raises(ConfigError, match=f'{fewest - 1}'):
+      make(RunContext(SIZE, SIZE, fewest - 1), ridge=ridge)
   detector = make(RunContext(SIZE, SIZE, fewest), ridge=ridge)
   x = np.random.default_rng(3).normal(size=(fewest, 8, 8, CHANNELS)).astype(np.float32)
   embedded = batch(images(fewest))._replace(features=jnp.asarray(x))
@@ -280,6 +283,23 @@ def test_the_fewest_images_that_are_accepted_can_be_left_out(variables, ridge):
   model = detector.leave_one_out.leave_fold_out(variables, arrays, 0)
   scores = jax.jit(detector.leave_one_out.score)(model, embedded)
   assert np.isfinite(scores.map).all()
+
+
+def test_the_gaussian_of_a_single_image_has_the_variance_of_the_ridge(variables):
+  """Fitted to one image, or to two of which one is removed."""
+  x = np.random.default_rng(3).normal(size=(2, 8, 8, CHANNELS)).astype(np.float32)
+  detector = make(RunContext(SIZE, SIZE, 2), ridge=RIDGE)
+  fitted = []
+  for valid in ([True, False], [True, True]):
+    learned = batch(images(2))._replace(features=jnp.asarray(x), valid=np.array(valid))
+    state, _ = jax.jit(detector.update)(detector.init(jax.random.key(0), variables), learned)
+    arrays = stored(detector.incremental.to_arrays(state))
+    remove = detector.leave_one_out.remove
+    fitted.append(remove(variables, arrays, [x[1:]]) if all(valid) else detector.finalize(state))
+  for model in fitted:
+    np.testing.assert_allclose(model.mean, x[0], rtol=1e-5, atol=1e-6)
+    want = np.broadcast_to(np.eye(CHANNELS) / RIDGE**0.5, model.whitening.matrices.shape)
+    np.testing.assert_allclose(model.whitening.matrices, want, rtol=1e-2, atol=1e-2 / RIDGE**0.5)
 
 
 @pytest.mark.parametrize(

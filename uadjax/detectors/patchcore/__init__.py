@@ -363,7 +363,7 @@ def _mask_background(config: Config, distance: Distances, x: Embeddings) -> Dist
   """Return the distances of patches; with `foreground`, those of the background become 0."""
   if not config.options.foreground:
     return distance
-  return distance * foreground.find(x).astype(distance.dtype)
+  return distance * foreground.find(x)
 
 
 def score_distances(config: Config, distance: Distances, images: Images) -> Scores:
@@ -384,8 +384,7 @@ def score_bounds(
   x = extract_features(config, fitted.backbone, images)
   distance = find_distances(config, fitted, x)
   low, high = (
-    score_distances(config, distance * cells.astype(distance.dtype), images)
-    for cells in foreground.bounds(x, tolerance)
+    score_distances(config, distance * cells, images) for cells in foreground.bounds(x, tolerance)
   )
   return low, high
 

@@ -14,7 +14,8 @@ Letters: b batch, h w patch grid, n patches, d channels of a token.
 
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
+import numpy as np
 
 from uadjax.numerics import resampling
 
@@ -28,7 +29,8 @@ _CENTER, _MIN_SHARE = (0.2, 0.8), 0.35
 _NUM_SQUARINGS = 12
 _EXACT = jax.lax.Precision.HIGHEST
 
-Cells = Bool[Array, 'b h w']
+# 1 for patches of a set, 0 for the others: numbers have more operations in all runtimes than bools.
+Cells = Float[Array, 'b h w']
 
 
 def find(x: Float[Array, 'b h w d']) -> Cells:
@@ -48,22 +50,32 @@ def bounds(x: Float[Array, 'b h w d'], tolerance: float) -> tuple[Cells, Cells]:
   projection = project(x.reshape(-1, h * w, x.shape[-1])).reshape(-1, h, w)
   error = tolerance * jnp.abs(projection).max(axis=(1, 2), keepdims=True)
   low, high = _THRESHOLD + error, _THRESHOLD - error
-  surely_positive, maybe_positive = (_fills_center(projection > t) for t in (low, high))
-  surely = jnp.where(
-    surely_positive,
-    projection > low,
-    jnp.where(maybe_positive, False, -projection > low),  # No patch is on both sides.
+  is_surely_positive, is_maybe_positive = (
+    _fills_center(_above(projection, t)) for t in (low, high)
   )
-  maybe = jnp.where(
-    surely_positive,
-    projection > high,
-    jnp.where(maybe_positive, jnp.abs(projection) > high, -projection > high),
-  )
+  signs = is_surely_positive, is_maybe_positive
+  surely = _select(signs, _above(projection, low), 0.0, _above(-projection, low))
+  either = _above(jnp.abs(projection), high)
+  maybe = _select(signs, _above(projection, high), either, _above(-projection, high))
   surely, maybe = _close(_dilate(surely)), _close(_dilate(maybe))
-  is_surely_empty, is_maybe_empty = (
-    ~cells.any(axis=(1, 2), keepdims=True) for cells in (maybe, surely)
-  )
-  return surely | is_surely_empty, maybe | is_maybe_empty
+  has_some, may_have_some = (cells.max(axis=(1, 2), keepdims=True) for cells in (surely, maybe))
+  return jnp.maximum(surely, 1 - may_have_some), jnp.maximum(maybe, 1 - has_some)
+
+
+def _above(x: Float[Array, 'b h w'], threshold: Float[Array, 'b 1 1']) -> Cells:
+  return (x > threshold).astype(x.dtype)
+
+
+def _select(
+  signs: tuple[Float[Array, 'b 1 1'], Float[Array, 'b 1 1']],
+  positive: Cells,
+  unsure: Cells | float,
+  negative: Cells,
+) -> Cells:
+  """Return the patches for the sign that is right, or `unsure` if rounding may change it."""
+  is_surely_positive, is_maybe_positive = signs
+  others = is_maybe_positive * unsure + (1 - is_maybe_positive) * negative
+  return is_surely_positive * positive + (1 - is_surely_positive) * others
 
 
 def project(tokens: Float[Array, 'b n d']) -> Float[Array, 'b n']:
@@ -94,24 +106,25 @@ def _divide_by_trace(x: Float[Array, 'b d d'], eye: Float[Array, '1 d d']) -> Fl
   return x / jnp.maximum(trace, jnp.finfo(x.dtype).tiny)  # It is 0 if all tokens are equal.
 
 
-def _fills_center(cells: Cells) -> Bool[Array, 'b 1 1']:
-  """Return whether enough patches in the center of each image are foreground."""
-  slices = []
+def _fills_center(cells: Cells) -> Float[Array, 'b 1 1']:
+  """Return 1 for images of whose center enough patches are foreground, else 0."""
+  sides = []
   for size in cells.shape[1:]:
     start, stop = (int(size * share) for share in _CENTER)
-    slices.append(slice(start, max(stop, start + 1)))
-  center = cells[:, slices[0], slices[1]].astype(jnp.float32)
-  num_patches = center.shape[1] * center.shape[2]
-  return jnp.sum(center, axis=(1, 2), keepdims=True) > _MIN_SHARE * num_patches
+    positions = np.arange(size)
+    sides.append((positions >= start) & (positions < max(stop, start + 1)))
+  center = np.outer(*sides).astype(np.float32)
+  covered = jnp.sum(cells * center[None], axis=(1, 2), keepdims=True)
+  return (covered > _MIN_SHARE * center.sum()).astype(cells.dtype)
 
 
 def _dilate(cells: Cells) -> Cells:
   """Return the patches that are in the set, or next to a patch that is."""
   rows, columns = (jnp.asarray(3 * resampling.pool_matrix(size)) for size in cells.shape[1:])
-  counts = resampling.apply_separable(rows, columns, cells.astype(jnp.float32)[..., None])
-  return counts[..., 0] > 0.5
+  counts = resampling.apply_separable(rows, columns, cells[..., None])
+  return (counts[..., 0] > 0.5).astype(cells.dtype)
 
 
 def _close(cells: Cells) -> Cells:
   """Return the set with its small holes filled."""
-  return ~_dilate(~_dilate(cells))
+  return 1 - _dilate(1 - _dilate(cells))
