@@ -244,6 +244,8 @@ def advise(
   auroc, recall = metrics['image_auroc'], metrics['at_threshold']['image_recall']
   if auroc is None or auroc < _GOOD_AUROC or recall > _POOR_RECALL:
     return None
+  if model.thresholds.is_uncalibrated:  # There is no budget to choose.
+    return None
   scores = model_dir.load_calibration_scores(model.directory)
   try:
     options = model_dir.read_manifest(model.directory).calibrate_settings()
@@ -324,7 +326,7 @@ def _calibrate(
 
   The scores are None without labeled images. A calibration image must not be a labeled image, too.
   """
-  if scores is None or not len(scores.scores):
+  if scores is None or not (len(scores.scores) or options.labeled):
     hint = 'Fit the model again, or set ', Setting('image_threshold'), '.'
     raise ModelError(f'{info.directory} has no readable calibration scores.', hint=hint)
   if not options.labeled:
