@@ -133,11 +133,12 @@ class Overview(NamedTuple):
     lines = [f'{self.info.name} in {self.info.directory}: {thresholds}']
     if self.previous:
       lines.append(_describe_change(self.previous, thresholds))
-    has_scores = self.scores is not None and len(self.scores.scores)
-    if thresholds.method not in ('normals', 'confident') and has_scores:
-      num_above = int((self.scores.scores > thresholds.image_threshold).sum())
-      total = len(self.scores.scores)
-      lines.append(f'{num_above} of {total} good calibration images exceed the image threshold.')
+    scores = self.scores.scores if self.scores else ()
+    if thresholds.method not in ('normals', 'confident') and len(scores):
+      num_above = sum(score > thresholds.image_threshold for score in scores)
+      lines.append(
+        f'{num_above} of {len(scores)} good calibration images exceed the image threshold.'
+      )
     if self.changes:
       lines.append(f'Last change: {self.changes[-1]["time"]}, {self.changes[-1]["reason"]}.')
     if self.updated_graphs:
