@@ -104,7 +104,7 @@ class VisionTransformer(nn.Module):
       x += interpolate_positions(self.param('positions', normal, shape), config, grid)
     num_prefix = 1 + config.registers
     prefix = self.param('prefix', normal, (num_prefix, config.width))  # Class token and registers.
-    prefix = jnp.broadcast_to(prefix, (len(x), num_prefix, config.width))
+    prefix = jnp.broadcast_to(prefix, (x.shape[0], num_prefix, config.width))
     return jnp.concatenate([prefix, x.reshape(-1, h * w, config.width)], axis=1)
 
   def _patch_grid(self, height: int, width: int) -> tuple[int, int]:
