@@ -108,12 +108,17 @@ def _tile_starts(n: int, size: int, overlap: int) -> tuple[int, ...]:
 def _tile_weights(starts: tuple[int, ...], size: int, n: int) -> list[Float[np.ndarray, ' _size']]:
   """Return the weights of the pixels of each tile along an axis of n pixels.
 
-  They are proportional to the distance to the nearer edge of the tile. For each pixel of the axis,
-  those of all tiles sum to 1.
+  They are proportional to the distance to the nearer edge of the tile. Edges that are those of the
+  image do not count, as no other tile sees more there. For each pixel of the axis, the weights of
+  all tiles sum to 1.
   """
-  pixels = np.arange(size) + 0.5
-  distance = np.minimum(pixels, size - pixels)
-  total = np.zeros(n)
+  pixels, total, distances = np.arange(size) + 0.5, np.zeros(n), []
   for start in starts:
-    total[start : start + size] += distance
-  return [(distance / total[start : start + size]).astype(np.float32) for start in starts]
+    to_start = pixels if start else np.full(size, np.inf)
+    to_end = size - pixels if start + size < n else np.full(size, np.inf)
+    distances.append(np.minimum(np.minimum(to_start, to_end), size))
+    total[start : start + size] += distances[-1]
+  return [
+    (distance / total[start : start + size]).astype(np.float32)
+    for start, distance in zip(starts, distances, strict=True)
+  ]
