@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from uadjax import backbones, types
+from uadjax.detectors import inspection
 from uadjax.numerics import collectives
 from uadjax.system.progress import no_progress, Progress
 from uadjax.types import PyTree, Scores
@@ -61,6 +62,10 @@ class RunContext(NamedTuple):
   inspected: Bool[np.ndarray, 'H W'] | None = None
   has_blanks: bool = False
   inspected_share: float = 1.0
+
+  def find_pixels(self, images: UInt8[Array, 'b H W 3']) -> inspection.Inspected | None:
+    """Return the inspected pixels of images; None for all."""
+    return inspection.find_pixels(images, self.inspected, self.has_blanks)
 
 
 def stage_shapes(

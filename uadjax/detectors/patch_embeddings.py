@@ -4,6 +4,7 @@ Patches of blank pixels (see `inspection`) have embeddings that are NaN, so that
 store embeddings recognize them.
 """
 
+from collections.abc import Callable
 from typing import cast
 
 from jax import numpy as jnp
@@ -13,7 +14,7 @@ from uadjax import backbones
 from uadjax.detectors import inspection
 from uadjax.detectors.base import Embeddings, Images, RunContext
 from uadjax.numerics import resampling
-from uadjax.types import Variables
+from uadjax.types import Batch, Variables
 
 
 def extract(
@@ -52,14 +53,18 @@ def _resample(
   return resampling.apply_separable(rows, columns, x)
 
 
-def find_pixels(context: RunContext, images: Images) -> inspection.Inspected | None:
-  """Return the inspected pixels of images; None for all."""
-  return inspection.find_pixels(images, context.inspected, context.has_blanks)
+def embed(
+  context: RunContext, extract_features: Callable[[Images], Embeddings], batch: Batch
+) -> Embeddings:
+  """Return the precomputed patch embeddings of a batch, or compute those of its images.
 
-
-def mark_blanks(context: RunContext, x: Embeddings, images: Images) -> Embeddings:
-  """Return the embeddings of images, but NaN for those of patches that are blank."""
-  inspected = find_pixels(context, images)
+  Those of patches that are blank are NaN.
+  """
+  if batch.features is not None:
+    return batch.features
+  images = jnp.asarray(batch.image)
+  x = extract_features(images)
+  inspected = context.find_pixels(images)
   if inspected is None or not context.has_blanks:
     return x
   cells = jnp.asarray(inspection.find_cells(inspected, *x.shape[1:3]))

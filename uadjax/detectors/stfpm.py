@@ -196,7 +196,7 @@ def score(config: Config, fitted: Fitted, images: Images) -> Scores:
   teacher = extract_features(config, fitted.teacher, images)
   student = extract_features(config, fitted.student, images)
   anomaly_map, options = jnp.ones(images.shape[:3]), config.options
-  image_size, inspected = (images.shape[1], images.shape[2]), _find_pixels(config, images)
+  image_size, inspected = (images.shape[1], images.shape[2]), config.context.find_pixels(images)
   for stage in config.backbone.stages:
     distance = config.weight * _squared_distance(teacher[stage], student[stage])
     anomaly_map *= inspection.upsample(distance, image_size, inspected)
@@ -239,11 +239,6 @@ def _squared_distance(
   return jnp.sum((teacher - student) ** 2, axis=-1)
 
 
-def _find_pixels(config: Config, images: Images) -> inspection.Inspected | None:
-  """Return the inspected pixels of images; None for all."""
-  return inspection.find_pixels(images, config.context.inspected, config.context.has_blanks)
-
-
 def _loss(
   config: Config, images: UInt8[Any, 'b H W 3'], teacher: Features, student: Features
 ) -> Float[Array, ' b']:
@@ -258,7 +253,7 @@ def _loss(
   Returns:
     The weighted squared distance, averaged over inspected positions and summed over stages.
   """
-  inspected, terms = _find_pixels(config, jnp.asarray(images)), []
+  inspected, terms = config.context.find_pixels(jnp.asarray(images)), []
   for stage in teacher:
     distance = _squared_distance(teacher[stage], student[stage])
     terms.append(config.weight * inspection.mean(distance, inspected))

@@ -119,11 +119,8 @@ def embed(config: Config, variables: Variables, batch: Batch) -> Embeddings:
 
   Those of patches that are blank are NaN.
   """
-  if batch.features is not None:
-    return batch.features
-  images = jnp.asarray(batch.image)
-  x = extract_features(config, variables, images)
-  return patch_embeddings.mark_blanks(config.context, x, images)
+  extract = functools.partial(extract_features, config, variables)
+  return patch_embeddings.embed(config.context, extract, batch)
 
 
 def update(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -163,7 +160,7 @@ def score(config: Config, fitted: Fitted, images: Images) -> Scores:
 
 def _score_distances(config: Config, distance: Float[Array, 'b h w'], images: Images) -> Scores:
   image_size = config.context.height, config.context.width
-  inspected = patch_embeddings.find_pixels(config.context, images)
+  inspected = config.context.find_pixels(images)
   return image_score.from_distances(distance, image_size, config.options.image_score, inspected)
 
 

@@ -142,10 +142,9 @@ def _nothing_left_if_refused(run_dir: Path) -> Iterator[None]:
 def _config_name(model_name: str) -> str:
   """Return the name of a model's configuration: 'patchcore:ten' for 'PatchCore:ten'."""
   name, colon, variant = str(model_name).partition(':')
-  config = detectors.find(name) or name.lower()
-  others = configs.builtin_files().keys() - detectors.settings_types().keys()
-  if not detectors.find(name) and config not in others:
-    allowed = sorted((*detectors.TITLES, *others))
+  config, files = detectors.find(name) or name.lower(), configs.builtin_files().keys()
+  if config not in files:
+    allowed = sorted((*detectors.TITLES, *files - detectors.settings_types().keys()))
     raise UnknownName(f'Unknown model {name!r}; choose from {allowed}.')
   return config + colon + variant
 

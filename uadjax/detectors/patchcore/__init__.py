@@ -231,11 +231,8 @@ def embed(config: Config, variables: Variables, batch: Batch) -> Embeddings:
 
   Those of patches that are blank are NaN.
   """
-  if batch.features is not None:
-    return batch.features
-  images = jnp.asarray(batch.image)
-  x = extract_features(config, variables, images)
-  return patch_embeddings.mark_blanks(config.context, x, images)
+  extract = functools.partial(extract_features, config, variables)
+  return patch_embeddings.embed(config.context, extract, batch)
 
 
 def embed_for_search(config: Config, variables: Variables, batch: Batch) -> Embeddings:
@@ -369,7 +366,7 @@ def _mask_background(config: Config, distance: Distances, x: Embeddings) -> Dist
 def score_distances(config: Config, distance: Distances, images: Images) -> Scores:
   """Score images, given the distance of each patch to the memory bank."""
   image_size = config.context.height, config.context.width
-  inspected = patch_embeddings.find_pixels(config.context, images)
+  inspected = config.context.find_pixels(images)
   return image_score.from_distances(distance, image_size, config.options.image_score, inspected)
 
 
